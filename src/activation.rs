@@ -1,0 +1,861 @@
+//! The catalogue of activations: values, derivatives, enclosures, asymptotes with tail bounds, knots, identities.
+//!
+//! Part of the trusted base. Names, formulas and default parameters are PyTorch's (`torch.nn.functional`) and those of
+//! `transformers/src/transformers/activations.py`; constants are exact rationals.
+//!
+//! Writing s = sigmoid(t) = 1/(1 + e^−t) and s̄ = 1 − s = sigmoid(−t), so that s′ = s·s̄:
+//!
+//! | name | σ(t) |
+//! |---|---|
+//! | relu, leaky_relu:α, relu2, relu6 | max(t, 0); t or αt; max(t, 0)²; min(max(t, 0), 6) |
+//! | hardtanh, hardsigmoid, hardswish | clamp(t, −1, 1); relu6(t + 3)/6; t·relu6(t + 3)/6 |
+//! | silu, swish:β, quick_gelu | t·sigmoid(t); t·sigmoid(βt); t·sigmoid(1.702t) |
+//! | gelu, gelu_tanh | t·Φ(t); t·(1 + tanh(√(2/π)(t + 0.044715t³)))/2 |
+//! | mish, softplus | t·tanh(softplus(t)); ln(1 + e^t) |
+//! | elu:α, selu, celu:α | t or α(e^t − 1); λ·elu(t; α*); t or α(e^(t/α) − 1) |
+//! | sigmoid, tanh, softsign | s; tanh t; t/(1 + \|t\|) |
+//! | abs, identity | \|t\|; t |
+
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result, nearest};
+use crate::interval::Interval;
+use crate::number::Number;
+
+/// One activation function of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Activation {
+    /// max(t, 0)
+    Relu,
+    /// t for t > 0, αt otherwise; 0 ≤ α < 1
+    LeakyRelu(Number),
+    /// max(t, 0)²
+    Relu2,
+    /// min(max(t, 0), 6)
+    Relu6,
+    /// clamp(t, −1, 1)
+    Hardtanh,
+    /// relu6(t + 3)/6
+    Hardsigmoid,
+    /// t·relu6(t + 3)/6
+    Hardswish,
+    /// t·sigmoid(t)
+    Silu,
+    /// t·sigmoid(βt), β > 0
+    Swish(Number),
+    /// t·Φ(t), Φ the normal distribution function
+    Gelu,
+    /// the tanh approximation of gelu
+    GeluTanh,
+    /// t·sigmoid(1.702t)
+    QuickGelu,
+    /// t·tanh(softplus(t))
+    Mish,
+    /// ln(1 + e^t)
+    Softplus,
+    /// t for t > 0, α(e^t − 1) otherwise; α > 0
+    Elu(Number),
+    /// λ·elu(t; α*) with the constants of Klambauer et al. 2017
+    Selu,
+    /// t for t > 0, α(e^(t/α) − 1) otherwise; α > 0
+    Celu(Number),
+    /// 1/(1 + e^−t)
+    Sigmoid,
+    /// tanh t
+    Tanh,
+    /// t/(1 + |t|)
+    Softsign,
+    /// |t|
+    Abs,
+    /// t
+    Identity,
+}
+
+/// Every name of the catalogue, in the order of the documentation; parameters at their defaults.
+pub const NAMES: [&str; 22] = [
+    "relu",
+    "leaky_relu",
+    "relu2",
+    "relu6",
+    "hardtanh",
+    "hardsigmoid",
+    "hardswish",
+    "silu",
+    "swish",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "mish",
+    "softplus",
+    "elu",
+    "selu",
+    "celu",
+    "sigmoid",
+    "tanh",
+    "softsign",
+    "abs",
+    "identity",
+];
+
+const ALIASES: [(&str, &str); 14] = [
+    ("gelu_new", "gelu_tanh"),
+    ("gelu_pytorch_tanh", "gelu_tanh"),
+    ("gelu_fast", "gelu_tanh"),
+    ("gelu_python", "gelu"),
+    ("gelu_erf", "gelu"),
+    ("gelu_none", "gelu"),
+    ("relu_squared", "relu2"),
+    ("relu_2", "relu2"),
+    ("hard_swish", "hardswish"),
+    ("hard_sigmoid", "hardsigmoid"),
+    ("hard_tanh", "hardtanh"),
+    ("linear", "identity"),
+    ("leakyrelu", "leaky_relu"),
+    ("swiglu", "silu"),
+];
+
+/// The direction of a tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// t → −∞
+    Left,
+    /// t → +∞
+    Right,
+}
+
+/// σ(t) = c0 + c1·t + c2·t² + R(t) towards one side, with |R(t)| ≤ amplitude·|t|^power·e^(−rate·|t|) for |t| ≥ from
+/// (or ≤ amplitude/(1 + |t|) where `algebraic`).
+#[derive(Clone, Debug)]
+pub struct Tail {
+    /// c0, c1, c2
+    pub asymptote: [Number; 3],
+    amplitude: f64,
+    power: i32,
+    rate: f64,
+    from: f64,
+    algebraic: bool,
+}
+
+impl Tail {
+    /// Upper bound of |t|^k·|R(t)| over all t of this side with |t| ≥ t0; infinite where none is known.
+    pub fn remainder(&self, t0: f64, k: i32) -> f64 {
+        if !(t0 >= self.from) {
+            return f64::INFINITY;
+        }
+        if self.amplitude == 0.0 {
+            return 0.0;
+        }
+        let t = Interval::point(t0);
+        if self.algebraic {
+            // |t|^k/(1 + |t|) decreases for k = 0, stays below 1 for k = 1, grows for k ≥ 2.
+            return match k {
+                0 => (Interval::point(self.amplitude) / (Interval::ONE + t)).hi(),
+                1 => self.amplitude,
+                _ => f64::INFINITY,
+            };
+        }
+        // |t|^m e^(−r|t|) decreases where |t| ≥ m/r.
+        let m = self.power + k;
+        if !(t0 * self.rate >= f64::from(m) + 1e-9) {
+            return f64::INFINITY;
+        }
+        let mut bound = Interval::point(self.amplitude) * (-(Interval::point(self.rate) * t)).exp();
+        for _ in 0..m {
+            bound = bound * t;
+        }
+        bound.hi()
+    }
+}
+
+/// Enclosures of a function, its derivative and its second derivative over one box.
+///
+/// Where the box straddles a kink, `d1` is the hull of the one-sided derivatives and `d2` the real line; where it
+/// straddles a jump, `d1` is the real line too.
+#[derive(Clone, Copy, Debug)]
+pub struct Jet {
+    /// the values
+    pub v: Interval,
+    /// the first derivatives
+    pub d1: Interval,
+    /// the second derivatives
+    pub d2: Interval,
+}
+
+impl Activation {
+    /// Every activation at its default parameters.
+    pub fn catalogue() -> Vec<Activation> {
+        NAMES.iter().map(|n| n.parse().expect("a catalogue name parses")).collect()
+    }
+
+    /// λ and α* of selu, as PyTorch states them.
+    pub fn selu_constants() -> (Number, Number) {
+        let read = |s: &str| s.parse().expect("a literal");
+        (read("1.0507009873554804934193349852946"), read("1.6732632423543772848170429916717"))
+    }
+
+    /// β of the family t·sigmoid(βt), if σ belongs to it.
+    pub fn swish_beta(&self) -> Option<Number> {
+        match self {
+            Activation::Silu => Some(Number::one()),
+            Activation::QuickGelu => Some(Number::ratio(1702, 1000)),
+            Activation::Swish(beta) => Some(beta.clone()),
+            _ => None,
+        }
+    }
+
+    /// (scale, α, γ) where σ(t) = scale·t for t > 0 and scale·α(e^(t/γ) − 1) otherwise.
+    pub fn elu_parameters(&self) -> Option<(Number, Number, Number)> {
+        match self {
+            Activation::Elu(a) => Some((Number::one(), a.clone(), Number::one())),
+            Activation::Celu(a) => Some((Number::one(), a.clone(), a.clone())),
+            Activation::Selu => {
+                let (scale, a) = Self::selu_constants();
+                Some((scale, a, Number::one()))
+            }
+            _ => None,
+        }
+    }
+
+    /// κ where σ(t) − σ(−t) = κt for all t: the identity behind exact linear responses.
+    pub fn odd_part(&self) -> Option<Number> {
+        use Activation::*;
+        match self {
+            Relu | Silu | Swish(_) | Gelu | GeluTanh | QuickGelu | Softplus | Hardswish => Some(Number::one()),
+            LeakyRelu(a) => Some(&Number::one() + a),
+            Identity => Some(Number::from(2)),
+            _ => None,
+        }
+    }
+
+    /// Knots and, between them, the coefficients [c0, c1, c2] of σ; `None` unless σ is a piecewise polynomial.
+    pub fn polynomial_pieces(&self) -> Option<(Vec<Number>, Vec<[Number; 3]>)> {
+        use Activation::*;
+        let n = |p: i64, q: i64| Number::ratio(p, q);
+        let poly = |a: Number, b: Number, c: Number| [a, b, c];
+        let zero = || poly(n(0, 1), n(0, 1), n(0, 1));
+        let constant = |c: Number| poly(c, n(0, 1), n(0, 1));
+        let line = |a: Number, b: Number| poly(a, b, n(0, 1));
+        let t = || line(n(0, 1), n(1, 1));
+        Some(match self {
+            Relu => (vec![n(0, 1)], vec![zero(), t()]),
+            LeakyRelu(a) => (vec![n(0, 1)], vec![line(n(0, 1), a.clone()), t()]),
+            Relu2 => (vec![n(0, 1)], vec![zero(), poly(n(0, 1), n(0, 1), n(1, 1))]),
+            Relu6 => (vec![n(0, 1), n(6, 1)], vec![zero(), t(), constant(n(6, 1))]),
+            Hardtanh => (vec![n(-1, 1), n(1, 1)], vec![constant(n(-1, 1)), t(), constant(n(1, 1))]),
+            Hardsigmoid => (vec![n(-3, 1), n(3, 1)], vec![zero(), line(n(1, 2), n(1, 6)), constant(n(1, 1))]),
+            Hardswish => (vec![n(-3, 1), n(3, 1)], vec![zero(), poly(n(0, 1), n(1, 2), n(1, 6)), t()]),
+            Abs => (vec![n(0, 1)], vec![line(n(0, 1), n(-1, 1)), t()]),
+            Identity => (vec![], vec![t()]),
+            _ => return None,
+        })
+    }
+
+    /// Where σ is not twice continuously differentiable, in increasing order.
+    pub fn knots(&self) -> Vec<Number> {
+        match self {
+            Activation::Elu(_) | Activation::Selu | Activation::Celu(_) | Activation::Softsign => vec![Number::zero()],
+            _ => self.polynomial_pieces().map(|(knots, _)| knots).unwrap_or_default(),
+        }
+    }
+
+    /// Is σ continuously differentiable at its knots?
+    pub fn is_c1(&self) -> bool {
+        match self {
+            Activation::Celu(_) | Activation::Softsign | Activation::Relu2 => true,
+            Activation::Elu(a) => a.is_one(),
+            _ => self.knots().is_empty(),
+        }
+    }
+
+    /// Is σ bounded on all of R?
+    pub fn is_bounded(&self) -> bool {
+        use Activation::*;
+        matches!(self, Relu6 | Hardtanh | Hardsigmoid | Sigmoid | Tanh | Softsign)
+    }
+
+    /// Asymptote and remainder towards one side. Each bound is derived beside it.
+    pub fn tail(&self, side: Side) -> Tail {
+        use Activation::*;
+        let zero = Number::zero;
+        let (c0, c1, c2);
+        let (mut amplitude, mut power, mut rate, mut from, mut algebraic) = (0.0, 0, 1.0, 0.0, false);
+        let right = side == Side::Right;
+        if let Some((knots, pieces)) = self.polynomial_pieces() {
+            let [a, b, c] = if right { pieces[pieces.len() - 1].clone() } else { pieces[0].clone() };
+            (c0, c1, c2) = (a, b, c);
+            from = knots.iter().map(|k| k.enclosure().mag()).fold(0.0, f64::max);
+        } else {
+            let identity_or_zero = |right: bool| (zero(), if right { Number::one() } else { zero() }, zero());
+            match self {
+                Silu | Swish(_) | QuickGelu => {
+                    // t − t·sigmoid(βt) = t/(1 + e^βt) ≤ t·e^(−βt) for t > 0, and the mirror image for t < 0.
+                    (c0, c1, c2) = identity_or_zero(right);
+                    let beta = self.swish_beta().expect("swish family");
+                    (amplitude, power, rate) = (1.0, 1, beta.enclosure().lo());
+                }
+                Gelu => {
+                    // |t|·Φ(−|t|) ≤ φ(t) (Mills' ratio, Gordon 1941) ≤ 0.4·e^(−t²/2) ≤ 0.4·e^(−|t|) for |t| ≥ 2.
+                    (c0, c1, c2) = identity_or_zero(right);
+                    (amplitude, from) = (0.4, 2.0);
+                }
+                GeluTanh => {
+                    // (1 + tanh(p/2))/2 = sigmoid(p) with |p| = 2√(2/π)(|t| + 0.044715|t|³) ≥ 1.59|t|: remainder ≤ |t|·e^−|t|.
+                    (c0, c1, c2) = identity_or_zero(right);
+                    (amplitude, power) = (1.0, 1);
+                }
+                Mish => {
+                    // tanh(softplus(t)) = n/(n + 2), n = e^2t + 2e^t. For t > 0: 1 − n/(n+2) = 2/(n+2) ≤ 2e^−2t ≤ 2e^−t;
+                    // for t < 0: n/(n+2) ≤ n/2 = e^t(e^t/2 + 1) ≤ 1.5·e^t. Times |t|.
+                    (c0, c1, c2) = identity_or_zero(right);
+                    (amplitude, power) = (2.0, 1);
+                }
+                Softplus => {
+                    // softplus(t) − t = softplus(−t) = ln(1 + e^−t) ≤ e^−t for t > 0; softplus(t) ≤ e^t for t < 0.
+                    (c0, c1, c2) = identity_or_zero(right);
+                    amplitude = 1.0;
+                }
+                Elu(_) | Selu | Celu(_) => {
+                    // Linear on the right; scale·α·(e^(t/γ) − 1) on the left.
+                    let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
+                    if right {
+                        (c0, c1, c2) = (zero(), scale, zero());
+                    } else {
+                        let sa = &scale * &alpha;
+                        amplitude = sa.enclosure().hi();
+                        rate = (Interval::ONE / gamma.enclosure()).lo();
+                        (c0, c1, c2) = (-sa, zero(), zero());
+                    }
+                }
+                Sigmoid => {
+                    // 1 − sigmoid(t) = sigmoid(−t) ≤ e^−t.
+                    (c0, c1, c2) = (if right { Number::one() } else { zero() }, zero(), zero());
+                    amplitude = 1.0;
+                }
+                Tanh => {
+                    // 1 − tanh t = 2/(e^2t + 1) ≤ 2e^−2t.
+                    (c0, c1, c2) = (if right { Number::one() } else { Number::from(-1) }, zero(), zero());
+                    (amplitude, rate) = (2.0, 2.0);
+                }
+                Softsign => {
+                    // 1 − t/(1 + t) = 1/(1 + t).
+                    (c0, c1, c2) = (if right { Number::one() } else { Number::from(-1) }, zero(), zero());
+                    (amplitude, algebraic) = (1.0, true);
+                }
+                _ => unreachable!("piecewise polynomials are handled above"),
+            }
+        }
+        Tail { asymptote: [c0, c1, c2], amplitude, power, rate, from, algebraic }
+    }
+
+    /// The index of the smooth branch that the open interval around `t` (no knot inside) belongs to.
+    pub fn branch(&self, t: f64) -> usize {
+        self.knots().iter().filter(|k| k.enclosure().hi() <= t).count()
+    }
+
+    /// Enclosures of σ, σ′, σ″ over `t`.
+    pub fn jet(&self, t: Interval) -> Jet {
+        let knots = self.knots();
+        let first = knots.iter().filter(|k| k.enclosure().hi() <= t.lo()).count();
+        let last = knots.iter().filter(|k| k.enclosure().lo() < t.hi()).count();
+        let mut jet = self.branch_jet(first.min(last), t);
+        if first < last {
+            // Clip to each branch, then join: σ is continuous.
+            let clip = |k: usize| {
+                let lo = if k == 0 { t.lo() } else { t.lo().max(knots[k - 1].enclosure().lo()) };
+                let hi = if k == knots.len() { t.hi() } else { t.hi().min(knots[k].enclosure().hi()) };
+                Interval::new(lo, hi)
+            };
+            jet = self.branch_jet(first, clip(first));
+            for k in first + 1..=last {
+                let next = self.branch_jet(k, clip(k));
+                jet = Jet { v: jet.v.hull(next.v), d1: jet.d1.hull(next.d1), d2: jet.d2.hull(next.d2) };
+            }
+            if !self.is_c1() {
+                jet.d2 = Interval::ENTIRE;
+            }
+        }
+        jet
+    }
+
+    /// Enclosures over `t` of the smooth function that σ is on one branch (continued beyond the branch's ends).
+    pub fn branch_jet(&self, branch: usize, t: Interval) -> Jet {
+        use Activation::*;
+        let p = Interval::point;
+        let jet = |v, d1, d2| Jet { v, d1, d2 };
+        let zero = Interval::ZERO;
+        // The frequent ones without their rational tables.
+        match self {
+            Relu => return if branch == 0 { jet(zero, zero, zero) } else { jet(t, Interval::ONE, zero) },
+            Relu2 => return if branch == 0 { jet(zero, zero, zero) } else { jet(t.sqr(), p(2.0) * t, p(2.0)) },
+            Identity => return jet(t, Interval::ONE, zero),
+            _ => {}
+        }
+        if let Some((_, pieces)) = self.polynomial_pieces() {
+            let [a, b, c] = &pieces[branch];
+            let (a, b, c) = (a.enclosure(), b.enclosure(), c.enclosure());
+            return jet(a + b * t + c * t.sqr(), b + p(2.0) * c * t, p(2.0) * c);
+        }
+        match self {
+            Silu => swish_jet(t),
+            Swish(_) | QuickGelu => {
+                let beta = self.swish_beta().expect("swish family").enclosure();
+                let j = swish_jet(beta * t);
+                jet(j.v / beta, j.d1, beta * j.d2)
+            }
+            Gelu => gelu_jet(t),
+            GeluTanh => gelu_tanh_jet(t),
+            Mish => mish_jet(t),
+            Softplus => {
+                let (s, c) = sigmoids(t);
+                let at = |x: f64| {
+                    let x = p(x);
+                    // ln(1 + e^x) = x + ln(1 + e^−x): the form whose exponential does not overflow.
+                    if x.lo() > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
+                };
+                let v = Interval::new(at(t.lo()).lo().max(0.0), at(t.hi()).hi());
+                let v = if t.is_finite() { v } else { Interval::new(0.0, f64::INFINITY) };
+                jet(v, s, (s * c).min(p(0.25)))
+            }
+            Elu(_) | Selu | Celu(_) => {
+                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
+                let (scale, alpha, gamma) = (scale.enclosure(), alpha.enclosure(), gamma.enclosure());
+                if branch == 1 {
+                    return jet(scale * t, scale, zero);
+                }
+                let e = (t / gamma).exp();
+                let sa = scale * alpha;
+                jet(sa * (t / gamma).exp_m1(), sa / gamma * e, sa / gamma.sqr() * e)
+            }
+            Sigmoid => {
+                let (s, c) = sigmoids(t);
+                let d1 = (s * c).min(p(0.25));
+                // |s s̄ (s̄ − s)| ≤ √3/18 < 0.09623.
+                jet(s, d1, (d1 * (c - s)).tighten(Interval::symmetric(0.09623)))
+            }
+            Tanh => {
+                // sech² t = 4·sigmoid(2t)·sigmoid(−2t) keeps its relative accuracy in the tails; |2 tanh sech²| ≤ 4√3/9 < 0.7699.
+                let (s, c) = sigmoids(p(2.0) * t);
+                let v = t.tanh();
+                let d1 = (p(4.0) * s * c).min(Interval::ONE);
+                jet(v, d1, (p(-2.0) * v * d1).tighten(Interval::symmetric(0.7699)))
+            }
+            Softsign => {
+                // On the right branch t/(1 + t), on the left t/(1 − t); both continue smoothly a little beyond 0.
+                let sign = if branch == 1 { 1.0 } else { -1.0 };
+                let q = Interval::ONE + p(sign) * t;
+                let q = Interval::new(q.lo().max(0.5), q.hi());
+                let r = Interval::ONE / q;
+                // t/(1 + |t|) = sign·(1 − 1/(1 + |t|)), increasing; near 0 the quotient itself keeps relative accuracy.
+                let v = (p(sign) * (Interval::ONE - r)).tighten(t / q);
+                jet(v, r.sqr(), p(-2.0 * sign) * r.sqr() * r)
+            }
+            _ => unreachable!("piecewise polynomials are handled above"),
+        }
+    }
+
+    /// σ(t) in floating point: for search, never for a bound.
+    pub fn value(&self, t: f64) -> f64 {
+        self.derivatives(t)[0]
+    }
+
+    /// [σ(t), σ′(t), σ″(t)] in floating point (right-hand limits at knots): for search, never for a bound.
+    pub fn derivatives(&self, t: f64) -> [f64; 3] {
+        use Activation::*;
+        let sigmoid = |t: f64| if t >= 0.0 { 1.0 / (1.0 + (-t).exp()) } else { t.exp() / (1.0 + t.exp()) };
+        let swish = |beta: f64| {
+            let (s, c) = (sigmoid(beta * t), sigmoid(-beta * t));
+            [t * s, s + beta * t * s * c, beta * s * c * (2.0 + beta * t * (c - s))]
+        };
+        let step = |x: [f64; 3]| if t >= 0.0 { x } else { [0.0; 3] };
+        match self {
+            Relu => step([t, 1.0, 0.0]),
+            LeakyRelu(a) => {
+                if t >= 0.0 {
+                    [t, 1.0, 0.0]
+                } else {
+                    let a = a.to_f64();
+                    [a * t, a, 0.0]
+                }
+            }
+            Relu2 => step([t * t, 2.0 * t, 2.0]),
+            Relu6 => {
+                if t < 6.0 {
+                    step([t, 1.0, 0.0])
+                } else {
+                    [6.0, 0.0, 0.0]
+                }
+            }
+            Hardtanh => {
+                if t < -1.0 {
+                    [-1.0, 0.0, 0.0]
+                } else if t < 1.0 {
+                    [t, 1.0, 0.0]
+                } else {
+                    [1.0, 0.0, 0.0]
+                }
+            }
+            Hardsigmoid => {
+                if t < -3.0 {
+                    [0.0; 3]
+                } else if t < 3.0 {
+                    [t / 6.0 + 0.5, 1.0 / 6.0, 0.0]
+                } else {
+                    [1.0, 0.0, 0.0]
+                }
+            }
+            Hardswish => {
+                if t < -3.0 {
+                    [0.0; 3]
+                } else if t < 3.0 {
+                    [t * (t + 3.0) / 6.0, t / 3.0 + 0.5, 1.0 / 3.0]
+                } else {
+                    [t, 1.0, 0.0]
+                }
+            }
+            Silu => swish(1.0),
+            QuickGelu => swish(1.702),
+            Swish(b) => swish(b.to_f64()),
+            Gelu => {
+                let pdf = (-0.5 * t * t).exp() / (2.0 * PI).sqrt();
+                let cdf = 0.5 * pxfm::f_erfc(-t * FRAC_1_SQRT_2);
+                [t * cdf, cdf + t * pdf, pdf * (2.0 - t * t)]
+            }
+            GeluTanh => {
+                let k = 2.0 * (2.0 / PI).sqrt();
+                let (q, q1, q2) = (k * (t + 0.044715 * t * t * t), k * (1.0 + 0.134145 * t * t), k * 0.26829 * t);
+                let (s, c) = (sigmoid(q), sigmoid(-q));
+                [t * s, s + t * s * c * q1, s * c * (2.0 * q1 + t * ((c - s) * q1 * q1 + q2))]
+            }
+            Mish => {
+                let (s, c) = (sigmoid(t), sigmoid(-t));
+                let w = if t > 20.0 {
+                    1.0
+                } else {
+                    let n = t.exp() * (t.exp() + 2.0);
+                    n / (n + 2.0)
+                };
+                let r = if t > 20.0 {
+                    0.0
+                } else {
+                    let n = t.exp() * (t.exp() + 2.0);
+                    4.0 * (n + 1.0) / ((n + 2.0) * (n + 2.0))
+                };
+                let (w1, w2) = (r * s, r * s * (c - 2.0 * w * s));
+                [t * w, w + t * w1, 2.0 * w1 + t * w2]
+            }
+            Softplus => {
+                [if t > 0.0 { t + (-t).exp().ln_1p() } else { t.exp().ln_1p() }, sigmoid(t), sigmoid(t) * sigmoid(-t)]
+            }
+            Elu(_) | Selu | Celu(_) => {
+                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
+                let (scale, alpha, gamma) = (scale.to_f64(), alpha.to_f64(), gamma.to_f64());
+                if t >= 0.0 {
+                    [scale * t, scale, 0.0]
+                } else {
+                    let e = (t / gamma).exp();
+                    [
+                        scale * alpha * (t / gamma).exp_m1(),
+                        scale * alpha / gamma * e,
+                        scale * alpha / (gamma * gamma) * e,
+                    ]
+                }
+            }
+            Sigmoid => {
+                let (s, c) = (sigmoid(t), sigmoid(-t));
+                [s, s * c, s * c * (c - s)]
+            }
+            Tanh => {
+                let d = 4.0 * sigmoid(2.0 * t) * sigmoid(-2.0 * t);
+                [t.tanh(), d, -2.0 * t.tanh() * d]
+            }
+            Softsign => {
+                let r = 1.0 / (1.0 + t.abs());
+                [t * r, r * r, -2.0 * t.signum() * r * r * r]
+            }
+            Abs => {
+                if t >= 0.0 {
+                    [t, 1.0, 0.0]
+                } else {
+                    [-t, -1.0, 0.0]
+                }
+            }
+            Identity => [t, 1.0, 0.0],
+        }
+    }
+}
+
+/// sigmoid(t) and sigmoid(−t), each with its own relative accuracy; both monotone.
+fn sigmoids(t: Interval) -> (Interval, Interval) {
+    let at = |x: f64| {
+        // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
+        let e =
+            if x == f64::NEG_INFINITY || x == f64::INFINITY { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
+        let big = Interval::ONE / (Interval::ONE + e);
+        let small = e / (Interval::ONE + e);
+        if x <= 0.0 { (small, big) } else { (big, small) }
+    };
+    let (s_lo, c_lo) = at(t.lo());
+    let (s_hi, c_hi) = if t.is_point() { (s_lo, c_lo) } else { at(t.hi()) };
+    let unit = Interval::new(0.0, 1.0);
+    (s_lo.hull(s_hi).tighten(unit), c_lo.hull(c_hi).tighten(unit))
+}
+
+/// Bounds a function's values over `t` by its value at the middle and its derivatives (mean value theorem).
+fn mean_value(t: Interval, natural: Interval, at_mid: impl FnOnce(Interval) -> Interval, d1: Interval) -> Interval {
+    if t.is_point() || !t.is_finite() {
+        return natural;
+    }
+    let m = Interval::point(t.mid());
+    natural.tighten(at_mid(m) + d1 * (t - m))
+}
+
+/// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, |v″| ≤ 1/2.
+fn swish_jet(t: Interval) -> Jet {
+    let p = Interval::point;
+    let (s, c) = sigmoids(t);
+    let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.1, 0.5));
+    let d1 = mean_value(
+        t,
+        s * (Interval::ONE + t * c),
+        |m| {
+            let (s, c) = sigmoids(m);
+            s * (Interval::ONE + m * c)
+        },
+        d2,
+    )
+    .tighten(Interval::new(-0.0999, 1.0999));
+    let v = mean_value(t, t * s, |m| m * sigmoids(m).0, d1).tighten(Interval::new(-0.27847, f64::INFINITY));
+    Jet { v, d1, d2 }
+}
+
+/// Φ(t) and the density φ(t).
+fn normal(t: Interval) -> (Interval, Interval) {
+    // 1/√2 and 1/√(2π) lie between adjacent floats of these literals.
+    let r = Interval::new(FRAC_1_SQRT_2.next_down(), FRAC_1_SQRT_2.next_up());
+    let k = Interval::new(0.398_942_280_401_432_6, 0.398_942_280_401_432_8);
+    let half = Interval::point(0.5);
+    (half * (-(t * r)).erfc(), k * (-(half * t.sqr())).exp())
+}
+
+/// gelu: v = tΦ, v′ = Φ + tφ, v″ = φ(2 − t²); v ≥ −0.16998, −0.129 ≤ v′ ≤ 1.129, −0.22 ≤ v″ ≤ 0.798.
+fn gelu_jet(t: Interval) -> Jet {
+    let (cdf, pdf) = normal(t);
+    let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.22, 0.798));
+    let d1 = mean_value(
+        t,
+        cdf + t * pdf,
+        |m| {
+            let (c, p) = normal(m);
+            c + m * p
+        },
+        d2,
+    )
+    .tighten(Interval::new(-0.129, 1.129));
+    let v = mean_value(t, t * cdf, |m| m * normal(m).0, d1).tighten(Interval::new(-0.16998, f64::INFINITY));
+    Jet { v, d1, d2 }
+}
+
+/// gelu_tanh: with q = 2√(2/π)(t + at³), a = 0.044715 (exact), s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
+/// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)).
+fn gelu_tanh_jet(t: Interval) -> Jet {
+    let p = Interval::point;
+    // 2√(2/π) = 1.59576912160573071…; 3a and 6a from a's enclosure.
+    let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
+    let a = Interval::new(0.044714999999999998, 0.044715000000000005);
+    let parts = move |t: Interval| {
+        let q = k * (t + a * t * t.sqr());
+        let q1 = k * (Interval::ONE + p(3.0) * a * t.sqr());
+        let (s, c) = sigmoids(q);
+        (s, c, q1)
+    };
+    let (s, c, q1) = parts(t);
+    let q2 = k * p(6.0) * a * t;
+    let sc = (s * c).min(p(0.25));
+    let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.25, 0.8));
+    let d1 = mean_value(
+        t,
+        s + t * sc * q1,
+        |m| {
+            let (s, c, q1) = parts(m);
+            s + m * s * c * q1
+        },
+        d2,
+    )
+    .tighten(Interval::new(-0.14, 1.14));
+    let v = mean_value(t, t * s, |m| m * parts(m).0, d1).tighten(Interval::new(-0.171, f64::INFINITY));
+    Jet { v, d1, d2 }
+}
+
+/// mish: w = tanh(softplus(t)) = n/(n + 2), n = e^2t + 2e^t; r = 1 − w² = 4(n + 1)/(n + 2)²; w′ = r·s,
+/// w″ = r·s(s̄ − 2ws); v = tw, v′ = w + tw′, v″ = 2w′ + tw″.
+fn mish_jet(t: Interval) -> Jet {
+    let p = Interval::point;
+    let one = Interval::ONE;
+    let w_at = |x: f64| {
+        let e = p(-x.abs()).exp();
+        // Divide numerator and denominator by e^2t for t > 0: (1 + 2q)/(1 + 2q + 2q²), q = e^−t.
+        if x > 0.0 {
+            one - p(2.0) * e.sqr() / (one + p(2.0) * e + p(2.0) * e.sqr())
+        } else {
+            let n = e.sqr() + p(2.0) * e;
+            n / (n + p(2.0))
+        }
+    };
+    let w = |t: Interval| {
+        if !t.is_finite() {
+            return Interval::new(0.0, 1.0);
+        }
+        let lo = w_at(t.lo());
+        lo.hull(if t.is_point() { lo } else { w_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
+    };
+    // r decreases in n: 4(n + 1)/(n + 2)² = 1 − (n/(n + 2))².
+    let r_at = |x: f64| {
+        let e = p(-x.abs()).exp();
+        if x > 0.0 {
+            let q2 = e.sqr();
+            let d = one + p(2.0) * e + p(2.0) * q2;
+            p(4.0) * q2 * (one + p(2.0) * e + q2) / d.sqr()
+        } else {
+            let n = e.sqr() + p(2.0) * e;
+            p(4.0) * (n + one) / (n + p(2.0)).sqr()
+        }
+    };
+    let r = |t: Interval| {
+        if !t.is_finite() {
+            return Interval::new(0.0, 1.0);
+        }
+        let lo = r_at(t.lo());
+        lo.hull(if t.is_point() { lo } else { r_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
+    };
+    let parts = |t: Interval| {
+        let (s, c) = sigmoids(t);
+        (w(t), r(t), s, c)
+    };
+    let (wt, rt, s, c) = parts(t);
+    let d2 = (rt * s * (p(2.0) + t * (c - p(2.0) * wt * s))).tighten(Interval::new(-0.3, 0.8));
+    let d1 = mean_value(
+        t,
+        wt + t * rt * s,
+        |m| {
+            let (w, r, s, _) = parts(m);
+            w + m * r * s
+        },
+        d2,
+    )
+    .tighten(Interval::new(-0.12, 1.09));
+    let v = mean_value(t, t * wt, |m| m * w(m), d1).tighten(Interval::new(-0.30885, f64::INFINITY));
+    Jet { v, d1, d2 }
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Activation::*;
+        let name = match self {
+            Relu => "relu",
+            LeakyRelu(a) if *a == Number::ratio(1, 100) => "leaky_relu",
+            LeakyRelu(a) => return write!(f, "leaky_relu:{a}"),
+            Relu2 => "relu2",
+            Relu6 => "relu6",
+            Hardtanh => "hardtanh",
+            Hardsigmoid => "hardsigmoid",
+            Hardswish => "hardswish",
+            Silu => "silu",
+            Swish(b) => return write!(f, "swish:{b}"),
+            Gelu => "gelu",
+            GeluTanh => "gelu_tanh",
+            QuickGelu => "quick_gelu",
+            Mish => "mish",
+            Softplus => "softplus",
+            Elu(a) if a.is_one() => "elu",
+            Elu(a) => return write!(f, "elu:{a}"),
+            Selu => "selu",
+            Celu(a) if a.is_one() => "celu",
+            Celu(a) => return write!(f, "celu:{a}"),
+            Sigmoid => "sigmoid",
+            Tanh => "tanh",
+            Softsign => "softsign",
+            Abs => "abs",
+            Identity => "identity",
+        };
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Activation {
+    type Err = Error;
+
+    /// A catalogue name, an alias, or a name with its parameter (`leaky_relu:0.2`).
+    fn from_str(text: &str) -> Result<Self> {
+        use Activation::*;
+        let text = text.trim();
+        let (name, parameter) = match text.split_once(':') {
+            Some((name, p)) => (name, Some(p.parse::<Number>().map_err(|e| e.at(format!("activation '{text}'")))?)),
+            None => (text, None),
+        };
+        let lower = name.to_ascii_lowercase();
+        let canonical = ALIASES.iter().find(|(alias, _)| *alias == lower).map_or(lower.as_str(), |(_, n)| n);
+        let positive = |default: Number| match &parameter {
+            None => Ok(default),
+            Some(p) if p.signum() > 0 => Ok(p.clone()),
+            Some(p) => Err(Error::input(format!("'{text}': the parameter must be positive, not {p}"))),
+        };
+        let plain = match canonical {
+            "leaky_relu" => {
+                let a = parameter.unwrap_or_else(|| Number::ratio(1, 100));
+                return if a.signum() >= 0 && a < Number::one() {
+                    Ok(LeakyRelu(a))
+                } else {
+                    Err(Error::input(format!("'{text}': the negative slope must lie in [0, 1), not {a}")))
+                };
+            }
+            "swish" => return positive(Number::one()).map(Swish),
+            "elu" => return positive(Number::one()).map(Elu),
+            "celu" => return positive(Number::one()).map(Celu),
+            "relu" => Relu,
+            "relu2" => Relu2,
+            "relu6" => Relu6,
+            "hardtanh" => Hardtanh,
+            "hardsigmoid" => Hardsigmoid,
+            "hardswish" => Hardswish,
+            "silu" => Silu,
+            "gelu" => Gelu,
+            "gelu_tanh" => GeluTanh,
+            "quick_gelu" => QuickGelu,
+            "mish" => Mish,
+            "softplus" => Softplus,
+            "selu" => Selu,
+            "sigmoid" => Sigmoid,
+            "tanh" => Tanh,
+            "softsign" => Softsign,
+            "abs" => Abs,
+            "identity" => Identity,
+            _ => {
+                let help = match nearest(&lower, NAMES.into_iter().chain(ALIASES.iter().map(|a| a.0))) {
+                    Some(n) => format!("did you mean '{n}'?"),
+                    None => format!("known names: {}", NAMES.join(", ")),
+                };
+                return Err(Error::input(format!("unknown activation '{name}'")).help(help));
+            }
+        };
+        match parameter {
+            None => Ok(plain),
+            Some(_) => Err(Error::input(format!("'{text}': {canonical} takes no parameter"))
+                .help("leaky_relu, swish, elu and celu take one, as in leaky_relu:0.2")),
+        }
+    }
+}
+
+impl serde::Serialize for Activation {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Activation {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
