@@ -409,14 +409,7 @@ impl Activation {
             Mish => mish_jet(t),
             Softplus => {
                 let (s, c) = sigmoids(t);
-                let at = |x: f64| {
-                    let x = p(x);
-                    // ln(1 + e^x) = x + ln(1 + e^−x): the form whose exponential does not overflow.
-                    if x.lo() > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
-                };
-                let v = Interval::new(at(t.lo()).lo().max(0.0), at(t.hi()).hi());
-                let v = if t.is_finite() { v } else { Interval::new(0.0, f64::INFINITY) };
-                jet(v, s, (s * c).min(p(0.25)))
+                jet(softplus_value(t), s, (s * c).min(p(0.25)))
             }
             Elu(_) | Selu | Celu(_) => {
                 let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
@@ -587,7 +580,7 @@ impl Activation {
 }
 
 /// sigmoid(t) and sigmoid(−t), each with its own relative accuracy; both monotone.
-fn sigmoids(t: Interval) -> (Interval, Interval) {
+pub(crate) fn sigmoids(t: Interval) -> (Interval, Interval) {
     let at = |x: f64| {
         // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
         let e =
@@ -631,7 +624,7 @@ fn swish_jet(t: Interval) -> Jet {
 }
 
 /// Φ(t) and the density φ(t).
-fn normal(t: Interval) -> (Interval, Interval) {
+pub(crate) fn normal(t: Interval) -> (Interval, Interval) {
     // 1/√2 and 1/√(2π) lie between adjacent floats of these literals.
     let r = Interval::new(FRAC_1_SQRT_2.next_down(), FRAC_1_SQRT_2.next_up());
     let k = Interval::new(0.398_942_280_401_432_6, 0.398_942_280_401_432_8);
@@ -657,95 +650,86 @@ fn gelu_jet(t: Interval) -> Jet {
     Jet { v, d1, d2 }
 }
 
-/// gelu_tanh: with q = 2√(2/π)(t + at³), a = 0.044715 (exact), s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
+/// The argument q = 2√(2/π)(t + at³) of gelu_tanh's gate, a = 0.044715 (exact), with q′ and q″.
+pub(crate) fn tanh_gate_argument(t: Interval) -> (Interval, Interval, Interval) {
+    let p = Interval::point;
+    // 2√(2/π) = 1.59576912160573071… lies between these two floats, a between those.
+    let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
+    let a = Interval::new(0.044714999999999998, 0.044715000000000005);
+    (k * (t + a * t * t.sqr()), k * (Interval::ONE + p(3.0) * a * t.sqr()), k * p(6.0) * a * t)
+}
+
+/// gelu_tanh with the gate's argument q and s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
 /// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)).
 fn gelu_tanh_jet(t: Interval) -> Jet {
     let p = Interval::point;
-    // 2√(2/π) = 1.59576912160573071…; 3a and 6a from a's enclosure.
-    let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
-    let a = Interval::new(0.044714999999999998, 0.044715000000000005);
-    let parts = move |t: Interval| {
-        let q = k * (t + a * t * t.sqr());
-        let q1 = k * (Interval::ONE + p(3.0) * a * t.sqr());
-        let (s, c) = sigmoids(q);
-        (s, c, q1)
-    };
-    let (s, c, q1) = parts(t);
-    let q2 = k * p(6.0) * a * t;
+    let (q, q1, q2) = tanh_gate_argument(t);
+    let (s, c) = sigmoids(q);
     let sc = (s * c).min(p(0.25));
     let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.25, 0.8));
-    let d1 = mean_value(
-        t,
-        s + t * sc * q1,
-        |m| {
-            let (s, c, q1) = parts(m);
-            s + m * s * c * q1
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.14, 1.14));
-    let v = mean_value(t, t * s, |m| m * parts(m).0, d1).tighten(Interval::new(-0.171, f64::INFINITY));
+    let slope = |m: Interval| {
+        let (q, q1, _) = tanh_gate_argument(m);
+        let (s, c) = sigmoids(q);
+        s + m * s * c * q1
+    };
+    let d1 = mean_value(t, s + t * sc * q1, slope, d2).tighten(Interval::new(-0.14, 1.14));
+    let v = mean_value(t, t * s, |m| m * sigmoids(tanh_gate_argument(m).0).0, d1)
+        .tighten(Interval::new(-0.171, f64::INFINITY));
     Jet { v, d1, d2 }
 }
 
-/// mish: w = tanh(softplus(t)) = n/(n + 2), n = e^2t + 2e^t; r = 1 − w² = 4(n + 1)/(n + 2)²; w′ = r·s,
-/// w″ = r·s(s̄ − 2ws); v = tw, v′ = w + tw′, v″ = 2w′ + tw″.
-fn mish_jet(t: Interval) -> Jet {
+/// softplus over an interval; increasing.
+pub(crate) fn softplus_value(t: Interval) -> Interval {
+    let at = |x: f64| {
+        let x = Interval::point(x);
+        // ln(1 + e^x) = x + ln(1 + e^−x): the form whose exponential does not overflow.
+        if x.lo() > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
+    };
+    let lo = if t.lo() == f64::NEG_INFINITY { 0.0 } else { at(t.lo()).lo().max(0.0) };
+    let hi = if t.hi() == f64::INFINITY { f64::INFINITY } else { at(t.hi()).hi() };
+    Interval::new(lo, hi)
+}
+
+/// w = tanh(softplus(t)) = n/(n + 2) with n = e^2t + 2e^t, 1 − w = 2/(n + 2), and r = 1 − w² = 4(n + 1)/(n + 2)²,
+/// each with its own relative accuracy. w increases; 1 − w and r decrease (r = 1 − w², w ≥ 0).
+pub(crate) fn mish_gate(t: Interval) -> (Interval, Interval, Interval) {
     let p = Interval::point;
     let one = Interval::ONE;
-    let w_at = |x: f64| {
-        let e = p(-x.abs()).exp();
-        // Divide numerator and denominator by e^2t for t > 0: (1 + 2q)/(1 + 2q + 2q²), q = e^−t.
-        if x > 0.0 {
-            one - p(2.0) * e.sqr() / (one + p(2.0) * e + p(2.0) * e.sqr())
-        } else {
-            let n = e.sqr() + p(2.0) * e;
-            n / (n + p(2.0))
+    let at = |x: f64| {
+        if x.is_infinite() {
+            return if x < 0.0 { (Interval::ZERO, one, one) } else { (one, Interval::ZERO, Interval::ZERO) };
         }
-    };
-    let w = |t: Interval| {
-        if !t.is_finite() {
-            return Interval::new(0.0, 1.0);
-        }
-        let lo = w_at(t.lo());
-        lo.hull(if t.is_point() { lo } else { w_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
-    };
-    // r decreases in n: 4(n + 1)/(n + 2)² = 1 − (n/(n + 2))².
-    let r_at = |x: f64| {
         let e = p(-x.abs()).exp();
         if x > 0.0 {
-            let q2 = e.sqr();
-            let d = one + p(2.0) * e + p(2.0) * q2;
-            p(4.0) * q2 * (one + p(2.0) * e + q2) / d.sqr()
+            // Numerators and denominators divided by e^2t: n + 2 becomes d = 1 + 2e + 2e², e = e^−t.
+            let q = e.sqr();
+            let d = one + p(2.0) * e + p(2.0) * q;
+            let w = (one + p(2.0) * e) / d;
+            (w, p(2.0) * q / d, p(4.0) * q * (one + p(2.0) * e + q) / d.sqr())
         } else {
             let n = e.sqr() + p(2.0) * e;
-            p(4.0) * (n + one) / (n + p(2.0)).sqr()
+            let d = n + p(2.0);
+            (n / d, p(2.0) / d, p(4.0) * (n + one) / d.sqr())
         }
     };
-    let r = |t: Interval| {
-        if !t.is_finite() {
-            return Interval::new(0.0, 1.0);
-        }
-        let lo = r_at(t.lo());
-        lo.hull(if t.is_point() { lo } else { r_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
+    let lo = at(t.lo());
+    let hi = if t.is_point() { lo } else { at(t.hi()) };
+    let unit = Interval::new(0.0, 1.0);
+    (lo.0.hull(hi.0).tighten(unit), lo.1.hull(hi.1).tighten(unit), lo.2.hull(hi.2).tighten(unit))
+}
+
+/// mish: v = tw, v′ = w + tw′, v″ = 2w′ + tw″ with w′ = r·s, w″ = r·s(s̄ − 2ws).
+fn mish_jet(t: Interval) -> Jet {
+    let p = Interval::point;
+    let (w, _, r) = mish_gate(t);
+    let (s, c) = sigmoids(t);
+    let d2 = (r * s * (p(2.0) + t * (c - p(2.0) * w * s))).tighten(Interval::new(-0.3, 0.8));
+    let slope = |m: Interval| {
+        let (w, _, r) = mish_gate(m);
+        w + m * r * sigmoids(m).0
     };
-    let parts = |t: Interval| {
-        let (s, c) = sigmoids(t);
-        (w(t), r(t), s, c)
-    };
-    let (wt, rt, s, c) = parts(t);
-    let d2 = (rt * s * (p(2.0) + t * (c - p(2.0) * wt * s))).tighten(Interval::new(-0.3, 0.8));
-    let d1 = mean_value(
-        t,
-        wt + t * rt * s,
-        |m| {
-            let (w, r, s, _) = parts(m);
-            w + m * r * s
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.12, 1.09));
-    let v = mean_value(t, t * wt, |m| m * w(m), d1).tighten(Interval::new(-0.30885, f64::INFINITY));
+    let d1 = mean_value(t, w + t * r * s, slope, d2).tighten(Interval::new(-0.12, 1.09));
+    let v = mean_value(t, t * w, |m| m * mish_gate(m).0, d1).tighten(Interval::new(-0.30885, f64::INFINITY));
     Jet { v, d1, d2 }
 }
 

@@ -1,6 +1,14 @@
 //! Compile interventions on a transformer's residual stream into certified MLP weights.
 
 pub mod activation;
+pub mod algebra;
+pub mod atom;
+pub mod certify;
 pub mod error;
+pub mod expr;
 pub mod interval;
 pub mod number;
+pub mod piecewise;
+pub mod stack;
+
+pub use error::Error;

@@ -1,0 +1,311 @@
+//! Normal forms: polynomials with exact rational coefficients, and sums of polynomials times atoms.
+//!
+//! Part of the trusted base: two functions are equal on an interval if the normal form of their difference is empty.
+
+use std::collections::BTreeMap;
+
+use num_rational::BigRational;
+use num_traits::{One, Signed, Zero};
+
+use crate::activation::Activation;
+use crate::atom::Kind;
+use crate::interval::Interval;
+use crate::number::Number;
+
+fn ratio(p: i64, q: i64) -> BigRational {
+    BigRational::new(p.into(), q.into())
+}
+
+/// A polynomial in z, coefficients from the constant term upwards, without trailing zeros.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Poly(Vec<BigRational>);
+
+impl Poly {
+    /// From coefficients c0, c1, …
+    pub fn new(mut c: Vec<BigRational>) -> Self {
+        while c.last().is_some_and(Zero::is_zero) {
+            c.pop();
+        }
+        Poly(c)
+    }
+    /// A constant.
+    pub fn constant(c: BigRational) -> Self {
+        Poly::new(vec![c])
+    }
+    /// a·z + b
+    pub fn line(a: BigRational, b: BigRational) -> Self {
+        Poly::new(vec![b, a])
+    }
+    /// Coefficients c0, c1, … without trailing zeros.
+    pub fn coefficients(&self) -> &[BigRational] {
+        &self.0
+    }
+    /// Is it 0?
+    pub fn is_zero(&self) -> bool {
+        self.0.is_empty()
+    }
+    /// The degree; 0 for constants.
+    pub fn degree(&self) -> usize {
+        self.0.len().saturating_sub(1)
+    }
+    /// The coefficient of z^k.
+    pub fn coefficient(&self, k: usize) -> BigRational {
+        self.0.get(k).cloned().unwrap_or_else(BigRational::zero)
+    }
+    /// The exact value.
+    pub fn value(&self, z: &BigRational) -> BigRational {
+        self.0.iter().rev().fold(BigRational::zero(), |acc, c| acc * z + c)
+    }
+    /// (slope, constant) if the degree is at most 1.
+    pub fn as_line(&self) -> Option<(BigRational, BigRational)> {
+        (self.0.len() <= 2).then(|| (self.coefficient(1), self.coefficient(0)))
+    }
+    /// Enclosures of the coefficients.
+    pub fn enclosures(&self) -> Vec<Interval> {
+        self.0.iter().map(enclose).collect()
+    }
+    fn add(&self, o: &Poly) -> Poly {
+        let n = self.0.len().max(o.0.len());
+        Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
+    }
+    fn scale(&self, k: &BigRational) -> Poly {
+        Poly::new(self.0.iter().map(|c| c * k).collect())
+    }
+    fn mul(&self, o: &Poly) -> Poly {
+        if self.is_zero() || o.is_zero() {
+            return Poly::default();
+        }
+        let mut c = vec![BigRational::zero(); self.0.len() + o.0.len() - 1];
+        for (i, a) in self.0.iter().enumerate() {
+            for (j, b) in o.0.iter().enumerate() {
+                c[i + j] += a * b;
+            }
+        }
+        Poly::new(c)
+    }
+}
+
+/// The tightest enclosure by floats.
+pub fn enclose(x: &BigRational) -> Interval {
+    Number::from(x.clone()).enclosure()
+}
+
+/// An atom of an affine argument: A(a·z + b).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Atom {
+    /// which function
+    pub kind: Kind,
+    /// slope of the argument
+    pub a: BigRational,
+    /// offset of the argument
+    pub b: BigRational,
+}
+
+/// poly + Σ coefficient·atom; no coefficient is 0.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Normal {
+    /// The polynomial part.
+    pub poly: Poly,
+    /// The atoms with their coefficients.
+    pub terms: BTreeMap<Atom, Poly>,
+}
+
+impl From<Poly> for Normal {
+    fn from(poly: Poly) -> Self {
+        Normal { poly, terms: BTreeMap::new() }
+    }
+}
+
+impl Normal {
+    /// Is it identically 0?
+    pub fn is_zero(&self) -> bool {
+        self.poly.is_zero() && self.terms.is_empty()
+    }
+
+    /// The polynomial, if there are no atoms.
+    pub fn as_poly(&self) -> Option<&Poly> {
+        self.terms.is_empty().then_some(&self.poly)
+    }
+
+    /// Sum.
+    #[must_use]
+    pub fn add(mut self, o: Normal) -> Normal {
+        self.poly = self.poly.add(&o.poly);
+        for (atom, c) in o.terms {
+            self.add_term(atom, &c);
+        }
+        self
+    }
+
+    /// Difference.
+    #[must_use]
+    pub fn sub(self, o: Normal) -> Normal {
+        self.add(o.scale(&-BigRational::one()))
+    }
+
+    /// Multiple.
+    #[must_use]
+    pub fn scale(self, k: &BigRational) -> Normal {
+        self.times(&Poly::constant(k.clone()))
+    }
+
+    /// Product with a polynomial.
+    #[must_use]
+    pub fn times(&self, p: &Poly) -> Normal {
+        let terms = self.terms.iter().map(|(a, c)| (a.clone(), c.mul(p))).filter(|(_, c)| !c.is_zero()).collect();
+        Normal { poly: self.poly.mul(p), terms }
+    }
+
+    /// Product, where one factor is a polynomial.
+    pub fn mul(&self, o: &Normal) -> Option<Normal> {
+        if let Some(p) = o.as_poly() { Some(self.times(p)) } else { self.as_poly().map(|p| o.times(p)) }
+    }
+
+    fn add_term(&mut self, atom: Atom, c: &Poly) {
+        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.add(c));
+        if sum.is_zero() {
+            self.terms.remove(&atom);
+        } else {
+            self.terms.insert(atom, sum);
+        }
+    }
+
+    /// Adds coefficient·A(az + b), with the argument brought to its canonical sign (a > 0, or a = 0 and b > 0).
+    pub fn push(&mut self, kind: Kind, a: BigRational, b: BigRational, coefficient: &Poly) {
+        let negative = a.is_negative() || a.is_zero() && b.is_negative();
+        let fixed = if a.is_zero() && b.is_zero() { value_at_zero(kind) } else { None };
+        if let Some(v) = fixed {
+            self.poly = self.poly.add(&coefficient.scale(&v));
+        } else if negative {
+            self.push_mirrored(kind, a, b, coefficient);
+        } else {
+            self.add_term(Atom { kind, a, b }, coefficient);
+        }
+    }
+
+    /// Adds coefficient·A(u), u = az + b, written with A(−u) where a relation allows it.
+    fn push_mirrored(&mut self, kind: Kind, a: BigRational, b: BigRational, c: &Poly) {
+        let minus = c.scale(&-BigRational::one());
+        match kind {
+            // A(u) = 1 − A(−u)
+            Kind::Sigmoid | Kind::Phi | Kind::Cubic => {
+                self.poly = self.poly.add(c);
+                self.add_term(Atom { kind, a: -a, b: -b }, &minus);
+            }
+            // A(u) = u + A(−u)
+            Kind::Softplus => {
+                self.poly = self.poly.add(&c.mul(&Poly::line(a.clone(), b.clone())));
+                self.add_term(Atom { kind, a: -a, b: -b }, c);
+            }
+            // A(u) = 1 − rest(u), whatever the sign of u
+            Kind::MishRest => {
+                self.poly = self.poly.add(c);
+                self.add_term(Atom { kind: Kind::Mish, a, b }, &minus);
+            }
+            Kind::Mish | Kind::Exp | Kind::Recip => self.add_term(Atom { kind, a, b }, c),
+        }
+    }
+
+    /// The same function with each atom written so that it is small near `z`: what cancels is then cancelled exactly,
+    /// in the polynomial part.
+    #[must_use]
+    pub fn oriented(&self, z: &BigRational) -> Normal {
+        let mut out = Normal::from(self.poly.clone());
+        for (atom, c) in &self.terms {
+            let u = &atom.a * z + &atom.b;
+            let Atom { kind, a, b } = atom.clone();
+            if !u.is_positive() {
+                out.add_term(atom.clone(), c);
+            } else if kind == Kind::Mish {
+                out.poly = out.poly.add(c);
+                out.add_term(Atom { kind: Kind::MishRest, a, b }, &c.scale(&-BigRational::one()));
+            } else {
+                out.push_mirrored(kind, a, b, c);
+            }
+        }
+        out
+    }
+
+    /// Where the atoms' arguments change sign.
+    pub fn centres(&self) -> impl Iterator<Item = BigRational> + '_ {
+        self.terms.keys().filter(|t| !t.a.is_zero()).map(|t| -(&t.b / &t.a))
+    }
+
+    /// The exact value at a rational point, if every atom that contributes has a rational value there.
+    pub fn exact_value(&self, z: &BigRational) -> Option<BigRational> {
+        let mut sum = self.poly.value(z);
+        for (atom, c) in &self.terms {
+            let c = c.value(z);
+            if c.is_zero() {
+                continue;
+            }
+            if !(&atom.a * z + &atom.b).is_zero() {
+                return None;
+            }
+            sum += c * value_at_zero(atom.kind)?;
+        }
+        Some(sum)
+    }
+}
+
+/// A(0) where it is rational.
+fn value_at_zero(kind: Kind) -> Option<BigRational> {
+    match kind {
+        Kind::Sigmoid | Kind::Phi | Kind::Cubic => Some(ratio(1, 2)),
+        // tanh(ln 2) = (4 − 1)/(4 + 1)
+        Kind::Mish => Some(ratio(3, 5)),
+        Kind::MishRest => Some(ratio(2, 5)),
+        Kind::Exp | Kind::Recip => Some(BigRational::one()),
+        Kind::Softplus => None,
+    }
+}
+
+/// σ(az + b) on one of its branches (`Activation::branch` counts them), as a normal form in z.
+pub fn of_activation(sigma: &Activation, branch: usize, a: &BigRational, b: &BigRational) -> Normal {
+    use Activation::*;
+    let u = Poly::line(a.clone(), b.clone());
+    let one = || Poly::constant(BigRational::one());
+    let mut out = Normal::default();
+    if let Some((_, pieces)) = sigma.polynomial_pieces() {
+        let [c0, c1, c2] = &pieces[branch];
+        let square = u.mul(&u).scale(c2.exact());
+        out.poly = Poly::constant(c0.exact().clone()).add(&u.scale(c1.exact())).add(&square);
+        return out;
+    }
+    match sigma {
+        // u·sigmoid(βu)
+        Silu | Swish(_) | QuickGelu => {
+            let beta = sigma.swish_beta().expect("swish family");
+            out.push(Kind::Sigmoid, a * beta.exact(), b * beta.exact(), &u);
+        }
+        Gelu => out.push(Kind::Phi, a.clone(), b.clone(), &u),
+        GeluTanh => out.push(Kind::Cubic, a.clone(), b.clone(), &u),
+        Mish => out.push(Kind::Mish, a.clone(), b.clone(), &u),
+        Softplus => out.push(Kind::Softplus, a.clone(), b.clone(), &one()),
+        Sigmoid => out.push(Kind::Sigmoid, a.clone(), b.clone(), &one()),
+        // tanh u = 2·sigmoid(2u) − 1
+        Tanh => {
+            out.poly = Poly::constant(ratio(-1, 1));
+            out.push(Kind::Sigmoid, a * ratio(2, 1), b * ratio(2, 1), &Poly::constant(ratio(2, 1)));
+        }
+        // scale·u on the right; scale·α·(e^(u/γ) − 1) on the left
+        Elu(_) | Selu | Celu(_) => {
+            let (scale, alpha, gamma) = sigma.elu_parameters().expect("elu family");
+            if branch == 1 {
+                out.poly = u.scale(scale.exact());
+            } else {
+                let sa = scale.exact() * alpha.exact();
+                out.poly = Poly::constant(-sa.clone());
+                out.push(Kind::Exp, a / gamma.exact(), b / gamma.exact(), &Poly::constant(sa));
+            }
+        }
+        // u/(1 + |u|) = ±(1 − 1/(1 + |u|))
+        Softsign => {
+            let sign = if branch == 1 { ratio(1, 1) } else { ratio(-1, 1) };
+            out.poly = Poly::constant(sign.clone());
+            out.push(Kind::Recip, a * &sign, b * &sign, &Poly::constant(-sign));
+        }
+        _ => unreachable!("piecewise polynomials are handled above"),
+    }
+    out
+}

@@ -1,0 +1,1104 @@
+//! The certifier: what is guaranteed about a stack, proved from the target and the rounded weights alone.
+//!
+//! The trusted part of the crate. It sees the original expression, the rounded weights, the domain and δ; it knows
+//! nothing of the solver, the rewriter or the exact constructions, and no other module can make a [`Certificate`].
+//!
+//! For a target φ and a stack φ̂ on a domain D it proves (δ, ε, η) with, for all z in D,
+//!
+//! ```text
+//! φ̂(z) ∈ hull{ φ(z') : |z' − z| ≤ δ, z' ∈ D } + [−(ε + η|z|), +(ε + η|z|)]
+//! ```
+//!
+//! Method. Target and stack are cut at all of their knots, in exact rational arithmetic; on each piece the error is a
+//! normal form, in which all that cancels has cancelled exactly ([`crate::algebra`]).
+//! * A polynomial error of degree ≤ 2 has its supremum at an end or at the vertex: exact rational arithmetic.
+//! * Otherwise best-first branch and bound in outward-rounded intervals. On a box of width h a function F satisfies
+//!   F ≤ max(F(l), F(r)) + h²/8·max(0, −inf F″) (the error of linear interpolation), F ≤ max(F(l), F(r)) where 0 ∉ F′,
+//!   F ≤ (F(l) + F(r))/2 + h/2·sup|F′|, and F ≤ sup F by natural extension; the least of these counts.
+//! * The hull's ends are enclosed through members of it: φ(z), φ(z ± δ) and the values at φ's special points within δ.
+//!   Each member bounds the hull from inside, so any choice is sound; these make it tight.
+//! * Towards ±∞ the normal form is a polynomial plus atoms that vanish at a known rate ([`crate::atom`]).
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use num_rational::BigRational;
+use num_traits::{Signed, Zero};
+use serde::{Deserialize, Serialize};
+
+use crate::algebra::{Normal, Poly, enclose};
+use crate::atom::Decay;
+use crate::error::{Error, Result};
+use crate::expr::Expr;
+use crate::interval::Interval;
+use crate::number::Number;
+use crate::piecewise::{Form, Piece, Program, Region, cut, quadratic_supremum, resolve};
+use crate::stack::{IdealStack, Stack};
+
+/// Branch and bound stops when the upper bound is within this factor of a value that is attained.
+const RELATIVE_GAP: f64 = 2e-7;
+/// … or after this many boxes: the bound is then valid but wider.
+const MAX_BOXES: usize = 400_000;
+/// Beyond this argument an atom counts as a remainder; e^−60 ≈ 9e−27.
+const TAIL_ARGUMENT: f64 = 60.0;
+/// The same for atoms that vanish like 1/u.
+const TAIL_ARGUMENT_RECIPROCAL: f64 = 1e12;
+
+/// Where a certificate holds: a closed interval, ends possibly infinite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Domain {
+    lo: f64,
+    hi: f64,
+}
+
+impl Domain {
+    /// `[lo, hi]`. Error: an end is NaN, or the interval is empty, reversed or a single point.
+    pub fn new(lo: f64, hi: f64) -> Result<Self> {
+        if !(lo < hi) || lo == f64::INFINITY || hi == f64::NEG_INFINITY {
+            return Err(Error::input(format!("domain from {lo} to {hi}: the lower end must lie below the upper end"))
+                .help("for example -8 8, or -inf inf"));
+        }
+        Ok(Domain { lo, hi })
+    }
+    /// All of R.
+    pub fn line() -> Self {
+        Domain { lo: f64::NEG_INFINITY, hi: f64::INFINITY }
+    }
+    /// Lower end.
+    pub fn lo(self) -> f64 {
+        self.lo
+    }
+    /// Upper end.
+    pub fn hi(self) -> f64 {
+        self.hi
+    }
+    /// Are both ends finite?
+    pub fn is_bounded(self) -> bool {
+        self.lo.is_finite() && self.hi.is_finite()
+    }
+    /// Is z inside?
+    pub fn contains(self, z: f64) -> bool {
+        self.lo <= z && z <= self.hi
+    }
+    fn ends(self) -> (Option<BigRational>, Option<BigRational>) {
+        (BigRational::from_float(self.lo), BigRational::from_float(self.hi))
+    }
+}
+
+/// How good a certified stack is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// φ̂ = φ on the whole domain, an algebraic identity of the weights before rounding.
+    Exact,
+    /// The same at distance > δ from the jumps of φ.
+    ExactOutside,
+    /// Bounds hold, and a tolerance, if one was asked for, is met.
+    Within,
+    /// Bounds hold; the tolerance asked for was missed.
+    BestEffort,
+}
+
+/// The figures of a certificate, as they stand in a file: a claim, until a certifier has derived it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    /// exactness, and whether the tolerance is met
+    pub status: Status,
+    /// how far the pre-activation may be off
+    pub delta: f64,
+    /// absolute bound
+    pub epsilon: f64,
+    /// bound relative to |z|; 0 on bounded domains
+    pub eta: f64,
+    /// sup of |φ̂ − φ| − η|z| at distance > δ from every jump; absent where δ = 0
+    pub epsilon_outside: Option<f64>,
+    /// how far φ̂ leaves the hull within δ of a jump; absent where δ = 0
+    pub overshoot: Option<f64>,
+    /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where there is no such z
+    pub leak: Option<f64>,
+}
+
+/// A proved statement about a stack. Only [`certify`] makes one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Certificate(Figures);
+
+impl Certificate {
+    /// What was proved.
+    pub fn figures(&self) -> &Figures {
+        &self.0
+    }
+    /// The status.
+    pub fn status(&self) -> Status {
+        self.0.status
+    }
+    /// The shift δ of the pre-activation that the bound allows.
+    pub fn delta(&self) -> f64 {
+        self.0.delta
+    }
+    /// The absolute bound ε.
+    pub fn epsilon(&self) -> f64 {
+        self.0.epsilon
+    }
+    /// The bound η relative to |z|.
+    pub fn eta(&self) -> f64 {
+        self.0.eta
+    }
+}
+
+/// What is to be proved.
+#[derive(Clone, Debug)]
+pub struct Claim<'a> {
+    /// φ, a function of the one pre-activation z
+    pub target: &'a Expr,
+    /// φ̂, rounded
+    pub stack: &'a Stack<f64>,
+    /// the stack before rounding, where a construction claims to be exact
+    pub ideal: Option<&'a IdealStack>,
+    /// D
+    pub domain: Domain,
+    /// δ
+    pub delta: f64,
+    /// the tolerance that was asked for on ε
+    pub tolerance: Option<f64>,
+}
+
+/// Where the target jumps inside the domain, in increasing order, rounded to nearest.
+///
+/// Errors: the target is no function of one pre-activation, or a jump cannot be located.
+pub fn jumps(target: &Expr, domain: Domain) -> Result<Vec<f64>> {
+    let (lo, hi) = domain.ends();
+    let (pieces, candidates) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
+    Ok(true_jumps(target, &pieces, candidates)?.iter().map(|z| Number::from(z.clone()).to_f64()).collect())
+}
+
+/// Proves what can be proved about a stack.
+///
+/// Errors: the target is outside of what can be certified (several pre-activations, a jump that cannot be located, no
+/// finite bound on an unbounded domain), it jumps and δ is 0, or a number of the stack is not finite.
+pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
+    let Claim { target, stack, ideal, domain, delta, tolerance } = claim;
+    if !(*delta >= 0.0 && delta.is_finite()) {
+        return Err(Error::input(format!("the band is {delta}; it must be a finite number ≥ 0")));
+    }
+    let exact_stack = stack.exact()?;
+    let approximation = exact_stack.expr();
+    let shift = BigRational::from_float(*delta).expect("finite");
+    let problem = Problem::new(target, &approximation, *domain, shift)?;
+    let figures = problem.figures()?;
+    let exactness = match ideal {
+        Some(ideal) => problem.exactness(target, &ideal.expr())?,
+        None => problem.exactness(target, &approximation)?,
+    };
+    let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t));
+    let status = match exactness {
+        _ if missed => Status::BestEffort,
+        Exactness::Everywhere => Status::Exact,
+        Exactness::OutsideBands => Status::ExactOutside,
+        Exactness::None => Status::Within,
+    };
+    Ok(Certificate(Figures { status, ..figures }))
+}
+
+enum Exactness {
+    Everywhere,
+    OutsideBands,
+    None,
+}
+
+/// Target and stack, cut together.
+struct Problem<'a> {
+    target: &'a Expr,
+    approximation: &'a Expr,
+    domain: Domain,
+    delta: BigRational,
+    jumps: Vec<BigRational>,
+    /// The target alone, cut at its own knots.
+    target_pieces: Vec<Piece>,
+}
+
+impl<'a> Problem<'a> {
+    fn new(target: &'a Expr, approximation: &'a Expr, domain: Domain, delta: BigRational) -> Result<Self> {
+        let (lo, hi) = domain.ends();
+        let (target_pieces, candidates) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
+        let jumps = true_jumps(target, &target_pieces, candidates)?;
+        if let Some(first) = jumps.first()
+            && delta.is_zero()
+        {
+            return Err(Error::input(format!(
+                "the target jumps at z = {}, and no continuous block can follow a jump",
+                Number::from(first.clone())
+            ))
+            .help("allow a band around the jump (--band, or `band` in the specification)"));
+        }
+        Ok(Problem { target, approximation, domain, delta, jumps, target_pieces })
+    }
+
+    /// Is z (a point of a piece's interior) within δ of a jump?
+    fn in_band(&self, z: &BigRational) -> bool {
+        self.jumps.iter().any(|j| (z - j).abs() <= self.delta)
+    }
+
+    fn figures(&self) -> Result<Figures> {
+        let mut reach = TAIL_ARGUMENT;
+        loop {
+            let figures = self.figures_with(reach)?;
+            // A remainder that matters beside the supremum deserves a longer finite part.
+            if self.domain.is_bounded() || reach > 700.0 || figures.1 <= figures.0.epsilon * 1e-7 {
+                return Ok(figures.0);
+            }
+            reach *= 4.0;
+        }
+    }
+
+    /// The figures, and the largest tail remainder that went into them.
+    fn figures_with(&self, reach: f64) -> Result<(Figures, f64)> {
+        let special = self.special_points()?;
+        let banded = !self.delta.is_zero();
+        let (lo, hi) = self.domain.ends();
+        let mut points: Vec<BigRational> =
+            special.iter().flat_map(|p| [p - &self.delta, p.clone(), p + &self.delta]).collect();
+        if banded {
+            points.extend([&lo, &hi].into_iter().flatten().flat_map(|p| [p - &self.delta, p + &self.delta]));
+        }
+        let (left, right);
+        let mut exprs = vec![self.approximation, self.target];
+        if banded {
+            let moved =
+                |d: BigRational| self.target.substitute(&|_| Expr::z().plus(Expr::constant(Number::from(d.clone()))));
+            (left, right) = (moved(-&self.delta), moved(self.delta.clone()));
+            exprs.extend([&left, &right]);
+        }
+        let (pieces, _) = cut(&exprs, lo.as_ref(), hi.as_ref(), &points)?;
+
+        let mut parts = Parts::default();
+        let zero_set = self.zero_set();
+        // Constants of the hull: one-sided limits at special points.
+        let constants = if banded { self.hull_constants(&special)? } else { Vec::new() };
+        let mut tails = Vec::new();
+        for piece in &pieces {
+            let mut piece = piece.clone();
+            let mut finite_ends = (piece.lo.clone(), piece.hi.clone());
+            for (side, end) in [(Side::Left, &mut finite_ends.0), (Side::Right, &mut finite_ends.1)] {
+                if end.is_none() {
+                    let tail = Tail::new(&piece, side, reach)?;
+                    *end = Some(tail.start.clone());
+                    tails.push((tail, side));
+                }
+            }
+            let (Some(l), Some(h)) = finite_ends else { unreachable!("both ends were set") };
+            let middle = (&l + &h) / BigRational::from_integer(2.into());
+            let in_band = banded && self.in_band(&middle);
+            let difference = |k: usize| piece.forms[0].clone().sub(piece.forms[k].clone());
+            let plain = Candidate { form: difference(1), upper: true, lower: true };
+            if zero_set.contains(&l, &h, &self.delta) {
+                let form = piece.forms[0].clone();
+                parts.leak.push(Stretch {
+                    lo: l.clone(),
+                    hi: h.clone(),
+                    candidates: vec![Candidate { form, upper: true, lower: true }],
+                });
+                parts.leak_seen = true;
+            }
+            if !in_band {
+                parts.outside.push(Stretch { lo: l.clone(), hi: h.clone(), candidates: vec![plain.clone()] });
+            }
+            if banded {
+                let mut candidates = vec![plain];
+                if lo.as_ref().is_none_or(|lo| &l - &self.delta >= *lo) {
+                    candidates.push(Candidate { form: difference(2), upper: true, lower: true });
+                }
+                if hi.as_ref().is_none_or(|hi| &h + &self.delta <= *hi) {
+                    candidates.push(Candidate { form: difference(3), upper: true, lower: true });
+                }
+                for c in &constants {
+                    if &h - &c.at <= self.delta && &c.at - &l <= self.delta {
+                        let form = |v: &BigRational| piece.forms[0].clone().sub(Form::constant(v.clone()));
+                        candidates.push(Candidate { form: form(&c.least), upper: true, lower: false });
+                        candidates.push(Candidate { form: form(&c.greatest), upper: false, lower: true });
+                    }
+                }
+                piece.forms.clear();
+                let stretch = Stretch { lo: l, hi: h, candidates };
+                if in_band { parts.bands.push(stretch) } else { parts.hull.push(stretch) }
+            }
+        }
+        self.isolated_values(&special, &mut parts)?;
+
+        // η first: the slope that is left over at infinity.
+        let mut eta = 0f64;
+        for (tail, _) in &tails {
+            eta = eta.max(tail.error[0].slope_mag()?);
+        }
+        let (mut tail_outside, mut tail_hull, mut tail_leak, mut remainder) = (0f64, 0f64, 0f64, 0f64);
+        for (tail, side) in &tails {
+            let sup = |t: &Asymptote| t.sup_abs(eta);
+            tail_outside = tail_outside.max(sup(&tail.error[0])?);
+            // Upper and lower side each take the most favourable member of the hull.
+            let mut up = f64::INFINITY;
+            let mut down = f64::INFINITY;
+            for t in &tail.error {
+                let (u, d) = t.sup_sides(eta)?;
+                (up, down) = (up.min(u), down.min(d));
+            }
+            tail_hull = tail_hull.max(up.max(down));
+            remainder = remainder.max(tail.error.iter().map(|t| t.remainder).fold(0.0, f64::max));
+            if zero_set.reaches_infinity(*side) {
+                tail_leak = tail_leak.max(sup(&tail.approximation)?);
+                parts.leak_seen = true;
+            }
+        }
+        let outside = supremum(&parts.outside, eta).max(tail_outside);
+        let leak = parts.leak_seen.then(|| supremum(&parts.leak, eta).max(tail_leak));
+        let delta = Number::from(self.delta.clone()).to_f64();
+        let nil = Status::Within;
+        let figures = if banded {
+            let overshoot = supremum(&parts.bands, eta);
+            let hull = supremum(&parts.hull, eta).max(tail_hull).min(outside);
+            Figures {
+                status: nil,
+                delta,
+                epsilon: hull.max(overshoot),
+                eta,
+                epsilon_outside: Some(outside),
+                overshoot: Some(overshoot),
+                leak,
+            }
+        } else {
+            Figures { status: nil, delta, epsilon: outside, eta, epsilon_outside: None, overshoot: None, leak }
+        };
+        if !figures.epsilon.is_finite() || !figures.eta.is_finite() || !outside.is_finite() {
+            return Err(Error::unsupported("no finite bound on the error could be proved on this domain")
+                .help("choose a bounded domain on which the target is finite"));
+        }
+        Ok((figures, remainder))
+    }
+
+    /// Knots of the target, and where it is stationary between them: members of the hull that may be extreme.
+    fn special_points(&self) -> Result<Vec<BigRational>> {
+        if self.delta.is_zero() {
+            // Only the knots matter then, and `cut` finds those.
+            return Ok(Vec::new());
+        }
+        let mut points: Vec<BigRational> = self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect();
+        points.extend(self.target_pieces.last().and_then(|p| p.hi.clone()));
+        for piece in &self.target_pieces {
+            let smooth = piece.forms[0].as_normal().is_none_or(|n| !n.terms.is_empty() || n.poly.degree() > 1);
+            if !smooth {
+                continue;
+            }
+            // Any point serves; a scan finds the stationary ones well enough.
+            let l = piece.lo.as_ref().map_or(-64.0, |z| enclose(z).lo());
+            let h = piece.hi.as_ref().map_or(64.0, |z| enclose(z).hi());
+            if !(l < h) {
+                continue;
+            }
+            let middle = BigRational::from_float(0.5 * l + 0.5 * h).expect("finite");
+            let program = Program::new(&piece.forms[0], &middle);
+            let slope = |z: f64| program.jet(Interval::point(z)).d1.mid();
+            const SCAN: usize = 64;
+            let at = |k: usize| l + (h - l) * (k as f64 / SCAN as f64);
+            for k in 0..SCAN {
+                let (mut a, mut b) = (at(k), at(k + 1));
+                let rising = slope(a) > 0.0;
+                if rising == (slope(b) > 0.0) {
+                    continue;
+                }
+                for _ in 0..50 {
+                    let m = 0.5 * (a + b);
+                    if (slope(m) > 0.0) == rising { a = m } else { b = m }
+                }
+                points.extend(BigRational::from_float(a));
+            }
+        }
+        points.sort();
+        points.dedup();
+        Ok(points)
+    }
+
+    /// Limits and values of the target at its special points, enclosed.
+    fn hull_constants(&self, special: &[BigRational]) -> Result<Vec<HullConstant>> {
+        let mut out = Vec::new();
+        for at in special {
+            let touching = self
+                .target_pieces
+                .iter()
+                .filter(|p| p.lo.as_ref().is_none_or(|lo| lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= hi));
+            for piece in touching {
+                let value = enclose_at(&piece.forms[0], at);
+                if let (Some(least), Some(greatest)) =
+                    (BigRational::from_float(value.lo()), BigRational::from_float(value.hi()))
+                {
+                    let exact = piece.forms[0].as_normal().and_then(|n| n.exact_value(at));
+                    out.push(match exact {
+                        Some(v) => HullConstant { at: at.clone(), least: v.clone(), greatest: v },
+                        None => HullConstant { at: at.clone(), least, greatest },
+                    });
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// A target may take a value at a knot that neither side approaches; such points are checked one by one.
+    fn isolated_values(&self, special: &[BigRational], parts: &mut Parts) -> Result<()> {
+        let knots: Vec<BigRational> = if self.delta.is_zero() {
+            self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect()
+        } else {
+            special.to_vec()
+        };
+        if self.jumps.is_empty() && !has_conditional(self.target) {
+            return Ok(());
+        }
+        for at in knots {
+            let mut found = Vec::new();
+            let value = resolve(self.target, Region::Point(&at), &mut found)?;
+            let here = enclose_at(&value, &at);
+            let sides = self
+                .target_pieces
+                .iter()
+                .filter(|p| p.lo.as_ref().is_none_or(|lo| *lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= *hi));
+            let hull = sides.map(|p| enclose_at(&p.forms[0], &at)).reduce(Interval::hull);
+            if hull.is_some_and(|h| here.is_subset(h.inflate(h.mag() * 1e-12))) {
+                continue;
+            }
+            // Inside a band the hull of both sides is claimed anyway; outside the point itself must be followed.
+            let approximation = resolve(self.approximation, Region::Point(&at), &mut found)?;
+            let form = approximation.sub(value);
+            let stretch = Stretch {
+                lo: at.clone(),
+                hi: at.clone(),
+                candidates: vec![Candidate { form, upper: true, lower: true }],
+            };
+            if self.delta.is_zero() { parts.outside.push(stretch) } else { parts.bands.push(stretch) }
+        }
+        Ok(())
+    }
+
+    /// Where the target is identically 0.
+    fn zero_set(&self) -> ZeroSet {
+        let mut runs: Vec<(Option<BigRational>, Option<BigRational>)> = Vec::new();
+        let mut open = false;
+        for piece in &self.target_pieces {
+            if piece.forms[0].is_zero() {
+                let continues = open
+                    && piece.lo.as_ref().is_some_and(|at| {
+                        let value = resolve(self.target, Region::Point(at), &mut Vec::new());
+                        value.is_ok_and(|v| v.as_normal().and_then(|n| n.exact_value(at)).is_some_and(|v| v.is_zero()))
+                    });
+                match runs.last_mut() {
+                    Some(run) if continues => run.1 = piece.hi.clone(),
+                    _ => runs.push((piece.lo.clone(), piece.hi.clone())),
+                }
+                open = true;
+            } else {
+                open = false;
+            }
+        }
+        let (lo, hi) = self.domain.ends();
+        ZeroSet { runs, lo, hi }
+    }
+
+    /// Is `candidate` equal to the target, as an identity of normal forms?
+    fn exactness(&self, target: &Expr, candidate: &Expr) -> Result<Exactness> {
+        let (lo, hi) = self.domain.ends();
+        let edges: Vec<BigRational> = self.jumps.iter().flat_map(|j| [j - &self.delta, j + &self.delta]).collect();
+        let (pieces, _) = cut(&[candidate, target], lo.as_ref(), hi.as_ref(), &edges)?;
+        let mut result = Exactness::Everywhere;
+        for piece in pieces {
+            let [a, b] = &piece.forms[..] else { unreachable!("two expressions were cut") };
+            if a.clone().sub(b.clone()).is_zero() {
+                continue;
+            }
+            let inside = match (&piece.lo, &piece.hi) {
+                (Some(l), Some(h)) => self.in_band(&((l + h) / BigRational::from_integer(2.into()))),
+                _ => false,
+            };
+            if !inside {
+                return Ok(Exactness::None);
+            }
+            result = Exactness::OutsideBands;
+        }
+        Ok(result)
+    }
+}
+
+fn has_conditional(e: &Expr) -> bool {
+    matches!(e, Expr::Step(_) | Expr::JumpRelu(..) | Expr::Select(..)) || e.children().into_iter().any(has_conditional)
+}
+
+/// Of the knots at which a conditional switches, those where the two sides really differ.
+fn true_jumps(target: &Expr, pieces: &[Piece], candidates: Vec<BigRational>) -> Result<Vec<BigRational>> {
+    let mut out = Vec::new();
+    for at in candidates {
+        let left = pieces.iter().find(|p| p.hi.as_ref() == Some(&at));
+        let right = pieces.iter().find(|p| p.lo.as_ref() == Some(&at));
+        let (Some(left), Some(right)) = (left, right) else { continue };
+        let gap = right.forms[0].clone().sub(left.forms[0].clone());
+        let jump = match gap.as_normal().and_then(|n| n.exact_value(&at)) {
+            Some(v) => !v.is_zero(),
+            None => {
+                let v = enclose_at(&gap, &at);
+                if v.contains(0.0) {
+                    return Err(Error::unsupported(format!(
+                        "cannot decide whether {target} jumps at z = {}: its two sides agree to within {:e}",
+                        Number::from(at),
+                        v.mag()
+                    )));
+                }
+                true
+            }
+        };
+        if jump {
+            out.push(at);
+        }
+    }
+    Ok(out)
+}
+
+/// Encloses a form's value at an exact point.
+fn enclose_at(form: &Form, at: &BigRational) -> Interval {
+    if let Some(v) = form.as_normal().and_then(|n| n.exact_value(at)) {
+        return enclose(&v);
+    }
+    Program::new(form, at).value(enclose(at))
+}
+
+struct HullConstant {
+    at: BigRational,
+    least: BigRational,
+    greatest: BigRational,
+}
+
+struct ZeroSet {
+    runs: Vec<(Option<BigRational>, Option<BigRational>)>,
+    lo: Option<BigRational>,
+    hi: Option<BigRational>,
+}
+
+impl ZeroSet {
+    /// Is [z − δ, z + δ] ∩ D inside the zero set for all z in [l, h]?
+    fn contains(&self, l: &BigRational, h: &BigRational, delta: &BigRational) -> bool {
+        self.runs.iter().any(|(a, b)| {
+            let left = a.as_ref().is_none_or(|a| Some(a) == self.lo.as_ref() || a + delta <= *l);
+            let right = b.as_ref().is_none_or(|b| Some(b) == self.hi.as_ref() || *h <= b - delta);
+            let inside = a.as_ref().is_none_or(|a| a <= l) && b.as_ref().is_none_or(|b| h <= b);
+            left && right && inside
+        })
+    }
+
+    fn reaches_infinity(&self, side: Side) -> bool {
+        self.runs.iter().any(|(a, b)| match side {
+            Side::Left => a.is_none(),
+            Side::Right => b.is_none(),
+        })
+    }
+}
+
+/// φ̂ minus one member of the hull.
+#[derive(Clone)]
+struct Candidate {
+    form: Form,
+    /// Does it bound φ̂ from above the hull (sup of the form)?
+    upper: bool,
+    /// … and from below (sup of minus the form)?
+    lower: bool,
+}
+
+/// A finite closed interval with the candidates that are valid on all of it.
+struct Stretch {
+    lo: BigRational,
+    hi: BigRational,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Default)]
+struct Parts {
+    /// |φ̂ − φ| off the bands
+    outside: Vec<Stretch>,
+    /// distance from the hull off the bands
+    hull: Vec<Stretch>,
+    /// distance from the hull in the bands
+    bands: Vec<Stretch>,
+    /// |φ̂| where φ vanishes
+    leak: Vec<Stretch>,
+    leak_seen: bool,
+}
+
+/// Upper bound of max(0, sup over the stretches of max(min_upper F, min_lower −F) − η|z|).
+fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
+    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new(), eta };
+    for s in stretches {
+        let (mut up_done, mut down_done) = (false, false);
+        if eta == 0.0 {
+            (up_done, down_done) = search.exact_side(s);
+        }
+        if !(up_done && down_done) {
+            search.add(s, !up_done, !down_done);
+        }
+    }
+    search.run()
+}
+
+/// Programs that share one smooth piece.
+struct Section {
+    programs: Vec<(Program, bool, bool)>,
+}
+
+struct Box1 {
+    bound: f64,
+    /// Width of the enclosures at the ends: splitting cannot resolve less.
+    noise: f64,
+    section: usize,
+    l: f64,
+    r: f64,
+    at_l: Vec<Interval>,
+    at_r: Vec<Interval>,
+}
+
+impl PartialEq for Box1 {
+    fn eq(&self, o: &Self) -> bool {
+        self.cmp(o) == Ordering::Equal
+    }
+}
+impl Eq for Box1 {}
+impl PartialOrd for Box1 {
+    fn partial_cmp(&self, o: &Self) -> Option<Ordering> {
+        Some(self.cmp(o))
+    }
+}
+impl Ord for Box1 {
+    fn cmp(&self, o: &Self) -> Ordering {
+        self.bound.total_cmp(&o.bound).then_with(|| o.l.total_cmp(&self.l))
+    }
+}
+
+struct Search {
+    /// A value that is attained (up to the enclosure of a point).
+    best: f64,
+    /// Supremum of what exact arithmetic has settled.
+    exact: f64,
+    heap: BinaryHeap<Box1>,
+    sections: Vec<Section>,
+    eta: f64,
+}
+
+impl Search {
+    /// Settles sides by exact arithmetic: a single quadratic candidate, or any one that stays on the right side of 0.
+    fn exact_side(&mut self, s: &Stretch) -> (bool, bool) {
+        let mut settle = |upper: bool| {
+            let relevant: Vec<&Candidate> =
+                s.candidates.iter().filter(|c| if upper { c.upper } else { c.lower }).collect();
+            let mut least: Option<BigRational> = None;
+            for c in &relevant {
+                let Some(p) = c.form.as_normal().and_then(Normal::as_poly) else { continue };
+                let p = if upper { p.clone() } else { Poly::new(p.coefficients().iter().map(|c| -c).collect()) };
+                if let Some(v) = quadratic_supremum(&p, &s.lo, &s.hi) {
+                    least = Some(least.map_or(v.clone(), |l| l.min(v)));
+                }
+            }
+            match least {
+                Some(v) if !v.is_positive() => true,
+                Some(v) if relevant.len() == 1 => {
+                    self.exact = self.exact.max(enclose(&v).hi());
+                    true
+                }
+                _ => false,
+            }
+        };
+        (settle(true), settle(false))
+    }
+
+    fn add(&mut self, s: &Stretch, up: bool, down: bool) {
+        // Where an atom's argument changes sign its orientation changes: cut there too.
+        let mut cuts = Vec::new();
+        s.candidates.iter().for_each(|c| c.form.centres(&mut cuts));
+        cuts.retain(|z| s.lo < *z && *z < s.hi);
+        cuts.push(s.lo.clone());
+        cuts.push(s.hi.clone());
+        cuts.sort();
+        cuts.dedup();
+        if cuts.len() == 1 {
+            cuts.push(s.hi.clone());
+        }
+        for ends in cuts.windows(2) {
+            let middle = (&ends[0] + &ends[1]) / BigRational::from_integer(2.into());
+            let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
+            let programs: Vec<_> =
+                candidates.map(|c| (Program::new(&c.form, &middle), c.upper && up, c.lower && down)).collect();
+            self.sections.push(Section { programs });
+            let section = self.sections.len() - 1;
+            let (l, r) = (enclose(&ends[0]).lo(), enclose(&ends[1]).hi());
+            let (at_l, at_r) = (self.values(section, l), self.values(section, r));
+            self.push(section, l, r, at_l, at_r);
+        }
+    }
+
+    fn values(&mut self, section: usize, z: f64) -> Vec<Interval> {
+        let values: Vec<Interval> =
+            self.sections[section].programs.iter().map(|(p, _, _)| p.value(Interval::point(z))).collect();
+        // What is attained here: the least over the candidates, per side.
+        let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
+        for ((_, u, d), v) in self.sections[section].programs.iter().zip(&values) {
+            if *u {
+                up = up.min(v.lo());
+            }
+            if *d {
+                down = down.min(-v.hi());
+            }
+        }
+        for side in [up, down] {
+            let attained = side - self.eta * z.abs();
+            if attained.is_finite() && attained > self.best {
+                self.best = attained;
+            }
+        }
+        values
+    }
+
+    fn push(&mut self, section: usize, l: f64, r: f64, at_l: Vec<Interval>, at_r: Vec<Interval>) {
+        let z = Interval::new(l, r);
+        let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
+        let (mut wanted_up, mut wanted_down) = (false, false);
+        for (k, (program, u, d)) in self.sections[section].programs.iter().enumerate() {
+            let (ends_hi, ends_lo) = (at_l[k].hi().max(at_r[k].hi()), at_l[k].lo().min(at_r[k].lo()));
+            let jet = program.jet(z);
+            wanted_up |= *u;
+            wanted_down |= *d;
+            let (rise, fall) = excess(z, jet);
+            if *u {
+                let lipschitz = slope_bound(z, jet, at_l[k].hi(), at_r[k].hi());
+                up = up.min((Interval::point(ends_hi) + rise).hi().min(lipschitz).min(jet.v.hi()).max(ends_hi));
+            }
+            if *d {
+                let lipschitz = slope_bound(z, jet, -at_l[k].lo(), -at_r[k].lo());
+                down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
+            }
+        }
+        let allowance = mul_down_nonnegative(self.eta, z.mig());
+        let mut bound = f64::NEG_INFINITY;
+        for (wanted, side) in [(wanted_up, up), (wanted_down, down)] {
+            if wanted {
+                // NaN must not look small.
+                let side = (Interval::point(side) - Interval::point(allowance)).hi();
+                bound = if side.is_nan() { f64::INFINITY } else { bound.max(side) };
+            }
+        }
+        if bound > 0.0 {
+            let noise = at_l.iter().chain(&at_r).map(|v| v.width()).fold(0.0, f64::max);
+            self.heap.push(Box1 { bound, noise, section, l, r, at_l, at_r });
+        }
+    }
+
+    fn run(mut self) -> f64 {
+        let mut settled = self.exact;
+        let mut boxes = 0;
+        while let Some(top) = self.heap.pop() {
+            let goal = self.best.max(self.exact);
+            if top.bound <= goal * (1.0 + RELATIVE_GAP) || top.bound <= settled {
+                settled = settled.max(top.bound);
+                break;
+            }
+            let m = 0.5 * top.l + 0.5 * top.r;
+            boxes += 1;
+            let resolved = top.bound <= goal + 8.0 * top.noise;
+            if resolved || !(top.l < m && m < top.r) || boxes > MAX_BOXES {
+                // Rounding hides the rest, or no float lies between the ends, or too much work: this bound stands.
+                settled = settled.max(top.bound);
+                if boxes > MAX_BOXES {
+                    break;
+                }
+                continue;
+            }
+            let at_m = self.values(top.section, m);
+            self.push(top.section, top.l, m, top.at_l, at_m.clone());
+            self.push(top.section, m, top.r, at_m, top.at_r);
+        }
+        settled
+    }
+}
+
+/// A lower bound of a·b for a, b ≥ 0.
+fn mul_down_nonnegative(a: f64, b: f64) -> f64 {
+    (Interval::point(a) * Interval::point(b)).lo().max(0.0)
+}
+
+/// By how much a function can exceed the larger, or undercut the smaller, of its end values on the box.
+fn excess(z: Interval, jet: crate::activation::Jet) -> (Interval, Interval) {
+    let monotone = jet.d1.lo() >= 0.0 || jet.d1.hi() <= 0.0;
+    if monotone && jet.d1.is_finite() {
+        return (Interval::ZERO, Interval::ZERO);
+    }
+    // Linear interpolation: F(x) − L(x) = −F″(ξ)(x − l)(r − x)/2, and (x − l)(r − x) ≤ h²/4.
+    let h = Interval::point(z.width());
+    let eighth = h.sqr() * Interval::point(0.125);
+    let side = |curvature: f64| {
+        if curvature == 0.0 {
+            Interval::ZERO
+        } else if curvature.is_finite() {
+            Interval::new(0.0, (eighth * Interval::point(curvature)).hi())
+        } else {
+            Interval::new(0.0, f64::INFINITY)
+        }
+    };
+    (side((-jet.d2.lo()).max(0.0)), side(jet.d2.hi().max(0.0)))
+}
+
+/// F ≤ F(l) + s(x − l) and F ≤ F(r) + s(r − x) with s = sup|F′| give F ≤ (F(l) + F(r))/2 + s·h/2.
+fn slope_bound(z: Interval, jet: crate::activation::Jet, at_l: f64, at_r: f64) -> f64 {
+    if !jet.d1.is_finite() {
+        return f64::INFINITY;
+    }
+    let half = Interval::point(0.5);
+    let mean = half * (Interval::point(at_l) + Interval::point(at_r));
+    (mean + half * Interval::point(z.width()) * Interval::point(jet.d1.mag())).hi()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
+/// A function near infinity: constant + slope·z + remainder.
+struct Asymptote {
+    constant: Interval,
+    slope: Interval,
+    higher: bool,
+    remainder: f64,
+}
+
+impl Asymptote {
+    fn check(&self) -> Result<()> {
+        if self.higher || !self.constant.is_finite() || !self.slope.is_finite() || !self.remainder.is_finite() {
+            return Err(Error::unsupported(
+                "the error grows faster than |z| towards infinity: no finite bound exists on this domain",
+            )
+            .help("choose a bounded domain"));
+        }
+        Ok(())
+    }
+
+    fn slope_mag(&self) -> Result<f64> {
+        self.check()?;
+        Ok(self.slope.mag())
+    }
+
+    /// Upper bounds of F − η|z| and −F − η|z|.
+    fn sup_sides(&self, eta: f64) -> Result<(f64, f64)> {
+        self.check()?;
+        if self.slope.mag() > eta {
+            return Ok((f64::INFINITY, f64::INFINITY));
+        }
+        let r = Interval::point(self.remainder);
+        Ok(((self.constant + r).hi().max(0.0), (r - self.constant).hi().max(0.0)))
+    }
+
+    fn sup_abs(&self, eta: f64) -> Result<f64> {
+        self.sup_sides(eta).map(|(a, b)| a.max(b))
+    }
+}
+
+/// The part of an infinite piece beyond a point where all atoms are small.
+struct Tail {
+    start: BigRational,
+    /// φ̂ − φ, and φ̂ − φ(z ∓ δ) where there are bands
+    error: Vec<Asymptote>,
+    approximation: Asymptote,
+}
+
+impl Tail {
+    fn new(piece: &Piece, side: Side, reach: f64) -> Result<Tail> {
+        let mut forms: Vec<Form> =
+            (1..piece.forms.len()).map(|k| piece.forms[0].clone().sub(piece.forms[k].clone())).collect();
+        forms.push(piece.forms[0].clone());
+        let normals: Vec<&Normal> = forms
+            .iter()
+            .map(|f| {
+                f.as_normal().ok_or_else(|| {
+                    Error::unsupported(
+                        "the target's behaviour towards infinity is not known for products or extrema of activations",
+                    )
+                    .help("choose a bounded domain")
+                })
+            })
+            .collect::<Result<_>>()?;
+        // Far enough that every atom's argument is beyond `reach`, and |z|^j·e^(−|a z|) decreases for j ≤ 4.
+        let sign = if side == Side::Left { -1.0 } else { 1.0 };
+        let edge = match side {
+            Side::Left => piece.hi.as_ref().map_or(0.0, |z| (-enclose(z)).hi()),
+            Side::Right => piece.lo.as_ref().map_or(0.0, |z| enclose(z).hi()),
+        };
+        let mut start = edge.max(0.0) + 1.0;
+        for n in &normals {
+            for atom in n.terms.keys().filter(|t| !t.a.is_zero()) {
+                let far = if atom.kind == crate::atom::Kind::Recip { TAIL_ARGUMENT_RECIPROCAL } else { reach };
+                let (a, b) = (enclose(&atom.a).mig().max(f64::MIN_POSITIVE), enclose(&atom.b).mag());
+                start = start.max((far + b) / a).max(8.0 / a);
+            }
+        }
+        start *= 1.0 + 1e-9;
+        let at = BigRational::from_float(sign * start).ok_or_else(|| {
+            Error::unsupported("weights too small for an unbounded domain").help("choose a bounded domain")
+        })?;
+        let mut asymptotes: Vec<Asymptote> = normals.iter().map(|n| asymptote(n, &at, start, sign)).collect();
+        let approximation = asymptotes.pop().expect("at least one");
+        Ok(Tail { start: at, error: asymptotes, approximation })
+    }
+}
+
+/// Splits a normal form into its asymptote beyond `at` = sign·start and a bound on the rest.
+fn asymptote(n: &Normal, at: &BigRational, start: f64, sign: f64) -> Asymptote {
+    let n = n.oriented(at);
+    let mut c: Vec<Interval> = n.poly.enclosures();
+    c.resize(c.len().max(2), Interval::ZERO);
+    let mut remainder = Interval::ZERO;
+    let z = Interval::point(start);
+    for (atom, coefficient) in &n.terms {
+        if atom.a.is_zero() {
+            // A constant atom: part of the polynomial, with an enclosure for coefficients.
+            let v = atom.kind.jet(enclose(&atom.b)).v;
+            for (k, x) in coefficient.enclosures().into_iter().enumerate() {
+                if k >= c.len() {
+                    c.push(Interval::ZERO);
+                }
+                c[k] = c[k] + x * v;
+            }
+            continue;
+        }
+        // Towards this side the argument runs to −∞ (grows = false) or +∞.
+        let grows = atom.a.is_positive() == (sign > 0.0);
+        let u = enclose(&atom.a) * Interval::point(sign) * z + enclose(&atom.b);
+        let size = match atom.kind.decay() {
+            Decay::Left { factor, from } if !grows && u.hi() <= -from => Interval::point(factor) * u.exp(),
+            Decay::Right { factor, from } if grows && u.lo() >= from => Interval::point(factor) * (-u).exp(),
+            Decay::Reciprocal if grows && u.lo() > 0.0 && coefficient.degree() == 0 => Interval::ONE / u,
+            _ => Interval::ENTIRE,
+        };
+        let mut power = Interval::ONE;
+        for x in coefficient.enclosures() {
+            remainder = remainder + Interval::point(x.mag()) * power * Interval::point(size.hi());
+            power = power * z;
+        }
+    }
+    Asymptote {
+        constant: c[0],
+        slope: c[1],
+        higher: c[2..].iter().any(|x| *x != Interval::ZERO),
+        remainder: remainder.hi(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activation::Activation;
+    use crate::stack::Neuron;
+
+    fn stack(source: &str, constant: f64, neurons: &[(f64, f64, f64)]) -> Stack<f64> {
+        Stack {
+            source: source.parse().unwrap(),
+            constant,
+            neurons: neurons.iter().map(|&(weight, bias, out)| Neuron { weight, bias, out, up: None }).collect(),
+        }
+    }
+
+    fn figures(target: &str, stack: &Stack<f64>, lo: f64, hi: f64, delta: f64) -> Figures {
+        let target: Expr = target.parse().unwrap();
+        let claim =
+            Claim { target: &target, stack, ideal: None, domain: Domain::new(lo, hi).unwrap(), delta, tolerance: None };
+        certify(&claim).unwrap().figures().clone()
+    }
+
+    const INF: f64 = f64::INFINITY;
+
+    #[test]
+    fn relu_from_a_steep_silu() {
+        // sup |relu(t) − silu(t)| = 0.2784645427610738 (mpmath, 40 digits), divided by the slope.
+        let s = stack("silu", 0.0, &[(64.0, 0.0, 1.0 / 64.0)]);
+        for (lo, hi) in [(-8.0, 8.0), (-INF, INF)] {
+            let f = figures("relu(z)", &s, lo, hi, 0.0);
+            assert!(f.epsilon >= 0.278_464_542_761_073_8 / 64.0, "{f:?}");
+            assert!(f.epsilon <= 0.278_464_542_761_074 / 64.0 * (1.0 + 1e-6), "{f:?}");
+            assert_eq!((f.eta, f.delta, f.status), (0.0, 0.0, Status::Within));
+            assert!(f.leak.unwrap() <= f.epsilon && f.leak.unwrap() >= f.epsilon * 0.999);
+        }
+    }
+
+    #[test]
+    fn identities_are_recognised_and_errors_are_zero() {
+        let two = |source| stack(source, 0.0, &[(1.0, 0.0, 1.0), (-1.0, 0.0, -1.0)]);
+        for source in ["relu", "silu", "gelu", "gelu_tanh", "quick_gelu", "softplus", "hardswish", "swish:1.5"] {
+            let f = figures("z", &two(source), -INF, INF, 0.0);
+            assert_eq!((f.status, f.epsilon, f.eta), (Status::Exact, 0.0, 0.0), "{source}");
+        }
+        for source in ["mish", "elu", "selu", "celu", "sigmoid", "tanh", "softsign", "relu2"] {
+            assert_ne!(figures("z", &two(source), -1.0, 1.0, 0.0).status, Status::Exact, "{source}");
+        }
+        let f = figures("silu(2 * z) + 1", &stack("swish:2", 1.0, &[(1.0, 0.0, 2.0)]), -INF, INF, 0.0);
+        assert_eq!((f.status, f.epsilon), (Status::Exact, 0.0));
+        let f = figures("tanh(z)", &stack("sigmoid", -1.0, &[(2.0, 0.0, 2.0)]), -INF, INF, 0.0);
+        assert_eq!((f.status, f.epsilon), (Status::Exact, 0.0));
+    }
+
+    #[test]
+    fn a_step_from_relus_is_exact_outside_its_band() {
+        let s = stack("relu", 0.0, &[(4.0, -7.0, 0.5), (4.0, -9.0, -0.5)]);
+        let f = figures("step(z - 2)", &s, -8.0, 8.0, 0.25);
+        assert_eq!(f.status, Status::ExactOutside);
+        assert_eq!((f.epsilon, f.epsilon_outside, f.overshoot, f.leak), (0.0, Some(0.0), Some(0.0), Some(0.0)));
+        // A narrower band than the ramp needs: half of what sticks out is 1/4 of the step.
+        let f = figures("step(z - 2)", &s, -8.0, 8.0, 0.125);
+        assert_eq!(f.epsilon, 0.25);
+        assert_eq!(f.epsilon_outside, Some(0.25));
+    }
+
+    #[test]
+    fn jumps_need_a_band() {
+        let target: Expr = "jumprelu(z, 2)".parse().unwrap();
+        let s = stack("relu", 0.0, &[(1.0, 0.0, 1.0)]);
+        let claim =
+            Claim { target: &target, stack: &s, ideal: None, domain: Domain::line(), delta: 0.0, tolerance: None };
+        assert!(certify(&claim).unwrap_err().is_input());
+        // jumprelu with threshold 0 does not jump.
+        assert_eq!(figures("jumprelu(z, 0)", &s, -INF, INF, 0.0).status, Status::Exact);
+    }
+
+    #[test]
+    fn what_grows_differently_has_no_bound_on_the_line() {
+        let target: Expr = "gelu(z)".parse().unwrap();
+        let s = stack("tanh", 0.0, &[(1.0, 0.0, 1.0)]);
+        let claim =
+            Claim { target: &target, stack: &s, ideal: None, domain: Domain::line(), delta: 0.0, tolerance: None };
+        let f = certify(&claim).unwrap().figures().clone();
+        assert_eq!(f.eta, 1.0);
+        let target: Expr = "z * z".parse().unwrap();
+        let claim = Claim { target: &target, ..claim };
+        assert!(certify(&claim).unwrap_err().is_unsupported());
+    }
+
+    #[test]
+    fn isolated_values_are_not_forgotten() {
+        // At z = 0 exactly neither condition holds: the value is 5 there and 0 elsewhere.
+        let s = stack("relu", 0.0, &[(0.0, 0.0, 0.0)]);
+        let f = figures("select(z, 0, select(-z, 0, 5))", &s, -1.0, 1.0, 0.0);
+        assert_eq!(f.epsilon, 5.0);
+    }
+
+    #[test]
+    fn speed_and_tightness_of_the_floors() {
+        let s = stack("silu", 0.0, &[(64.0, 0.0, 1.0 / 64.0)]);
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            figures("relu(z)", &s, -8.0, 8.0, 0.0);
+        }
+        eprintln!("one neuron: {:?}", start.elapsed() / 100);
+        let many: Vec<_> =
+            (0..18).map(|k| (3.0 + f64::from(k), -8.0 + f64::from(k) * 0.9, 0.1 * (-1f64).powi(k))).collect();
+        let s = stack("silu", 0.0, &many);
+        let start = std::time::Instant::now();
+        eprintln!("{:?}", figures("gelu(z)", &s, -8.0, 8.0, 0.0));
+        eprintln!("18 neurons: {:?}", start.elapsed());
+        let _ = Activation::catalogue();
+    }
+}

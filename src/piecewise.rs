@@ -1,0 +1,430 @@
+//! Expressions of one pre-activation, cut at their knots; on each piece a smooth form that can be enclosed.
+//!
+//! Part of the trusted base. Between knots every conditional is decided once, by exact rational arithmetic, so that a
+//! piece is a normal form ([`Normal`]) wherever the expression allows one, and a small tree of them elsewhere.
+
+use std::cmp::Ordering;
+
+use num_rational::BigRational;
+use num_traits::{One, Signed, Zero};
+
+use crate::activation::Jet;
+use crate::algebra::{Normal, Poly, enclose, of_activation};
+use crate::atom::Kind;
+use crate::error::{Error, Result};
+use crate::expr::Expr;
+use crate::interval::Interval;
+
+/// More pieces than this are refused.
+const MAX_PIECES: usize = 20_000;
+
+/// An expression on one piece.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// A polynomial plus polynomials times atoms.
+    Normal(Normal),
+    /// A sum.
+    Add(Box<Form>, Box<Form>),
+    /// A product.
+    Mul(Box<Form>, Box<Form>),
+    /// A maximum whose decision changes somewhere inside the piece.
+    Max(Box<Form>, Box<Form>),
+    /// A minimum likewise.
+    Min(Box<Form>, Box<Form>),
+}
+
+impl Form {
+    /// A constant.
+    pub fn constant(c: BigRational) -> Form {
+        Form::Normal(Poly::constant(c).into())
+    }
+
+    /// The normal form, where there is one.
+    pub fn as_normal(&self) -> Option<&Normal> {
+        match self {
+            Form::Normal(n) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// Is it known to be identically 0?
+    pub fn is_zero(&self) -> bool {
+        self.as_normal().is_some_and(Normal::is_zero)
+    }
+
+    fn add(self, o: Form) -> Form {
+        match (self, o) {
+            (Form::Normal(a), Form::Normal(b)) => Form::Normal(a.add(b)),
+            (a, b) => Form::Add(Box::new(a), Box::new(b)),
+        }
+    }
+
+    fn scale(self, k: &BigRational) -> Form {
+        match self {
+            Form::Normal(n) => Form::Normal(n.scale(k)),
+            f => Form::Mul(Box::new(Form::constant(k.clone())), Box::new(f)),
+        }
+    }
+
+    /// Difference.
+    #[must_use]
+    pub fn sub(self, o: Form) -> Form {
+        self.add(o.scale(&-BigRational::one()))
+    }
+
+    fn mul(self, o: Form) -> Form {
+        if let (Form::Normal(a), Form::Normal(b)) = (&self, &o)
+            && let Some(p) = a.mul(b)
+        {
+            return Form::Normal(p);
+        }
+        Form::Mul(Box::new(self), Box::new(o))
+    }
+
+    /// Where atoms' arguments change sign.
+    pub fn centres(&self, out: &mut Vec<BigRational>) {
+        match self {
+            Form::Normal(n) => out.extend(n.centres()),
+            Form::Add(a, b) | Form::Mul(a, b) | Form::Max(a, b) | Form::Min(a, b) => {
+                a.centres(out);
+                b.centres(out);
+            }
+        }
+    }
+}
+
+/// The part of the line on which an expression is resolved.
+#[derive(Clone, Copy, Debug)]
+pub enum Region<'a> {
+    /// An open interval; `None` is an infinite end.
+    Open(Option<&'a BigRational>, Option<&'a BigRational>),
+    /// A single point.
+    Point(&'a BigRational),
+}
+
+impl Region<'_> {
+    /// The sign of a·z + b on the region; the root, if it lies inside.
+    fn sign(self, a: &BigRational, b: &BigRational) -> std::result::Result<Ordering, BigRational> {
+        let of = |x: &BigRational| x.cmp(&BigRational::zero());
+        if a.is_zero() {
+            return Ok(of(b));
+        }
+        match self {
+            Region::Point(z) => Ok(of(&(a * z + b))),
+            Region::Open(lo, hi) => {
+                let root = -(b / a);
+                if lo.is_some_and(|lo| *lo >= root) {
+                    Ok(of(a))
+                } else if hi.is_some_and(|hi| *hi <= root) {
+                    Ok(of(a).reverse())
+                } else {
+                    Err(root)
+                }
+            }
+        }
+    }
+}
+
+/// A knot that resolution came upon.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Knot {
+    /// where
+    pub at: BigRational,
+    /// may the expression jump there?
+    pub jump: bool,
+}
+
+/// Resolves an expression of one pre-activation on a region. Knots inside the region are collected in `found`; the
+/// result is meaningful only if none was.
+///
+/// Errors: the expression has several pre-activations, or a discontinuous conditional on something that is not affine.
+pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Form> {
+    let mut sub = |e: &Expr| resolve(e, region, found);
+    Ok(match e {
+        Expr::Const(c) => Form::constant(c.exact().clone()),
+        Expr::Pre(0) => Form::Normal(Poly::line(BigRational::one(), BigRational::zero()).into()),
+        Expr::Pre(k) => {
+            return Err(Error::unsupported(format!("the expression depends on z_{k} as well as on z")));
+        }
+        Expr::Add(a, b) => sub(a)?.add(sub(b)?),
+        Expr::Neg(a) => sub(a)?.scale(&-BigRational::one()),
+        Expr::Scale(k, a) => sub(a)?.scale(k.exact()),
+        Expr::Mul(a, b) => sub(a)?.mul(sub(b)?),
+        Expr::Relu(a) => {
+            let a = sub(a)?;
+            larger(a, Form::constant(BigRational::zero()), region, found)
+        }
+        Expr::Max(a, b) => {
+            let (a, b) = (sub(a)?, sub(b)?);
+            larger(a, b, region, found)
+        }
+        Expr::Min(a, b) => {
+            let (a, b) = (sub(a)?, sub(b)?);
+            smaller(a, b, region, found)
+        }
+        Expr::Clamp(a, lo, hi) => {
+            let a = sub(a)?;
+            let a = larger(a, Form::constant(lo.exact().clone()), region, found);
+            smaller(a, Form::constant(hi.exact().clone()), region, found)
+        }
+        Expr::Step(a) => {
+            let cond = sub(a)?;
+            let on = positive(&cond, e, region, found)?;
+            Form::constant(if on { BigRational::one() } else { BigRational::zero() })
+        }
+        Expr::JumpRelu(a, theta) => {
+            let a = sub(a)?;
+            let cond = a.clone().sub(Form::constant(theta.exact().clone()));
+            if positive(&cond, e, region, found)? { a } else { Form::constant(BigRational::zero()) }
+        }
+        Expr::Select(c, a, b) => {
+            let (c, a, b) = (sub(c)?, sub(a)?, sub(b)?);
+            if positive(&c, e, region, found)? { a } else { b }
+        }
+        Expr::Act(sigma, argument) => {
+            let form = sub(argument)?;
+            let line = form.as_normal().and_then(Normal::as_poly).and_then(Poly::as_line);
+            let Some((a, b)) = line else {
+                return Err(Error::unsupported(format!("{e}: the argument is not affine in one pre-activation")));
+            };
+            // Count the knots that lie below the argument: that is the branch.
+            let mut branch = 0;
+            for knot in sigma.knots() {
+                match region.sign(&a, &(&b - knot.exact())) {
+                    Ok(Ordering::Greater) => branch += 1,
+                    Ok(_) => {}
+                    Err(root) => found.push(Knot { at: root, jump: false }),
+                }
+            }
+            Form::Normal(of_activation(sigma, branch, &a, &b))
+        }
+    })
+}
+
+/// The sign of a − b on the region, where it is one sign.
+fn decide(a: &Form, b: &Form, region: Region<'_>, found: &mut Vec<Knot>) -> Option<Ordering> {
+    let difference = a.clone().sub(b.clone());
+    let (slope, constant) = difference.as_normal()?.as_poly()?.as_line()?;
+    match region.sign(&slope, &constant) {
+        Ok(sign) => Some(sign),
+        Err(root) => {
+            found.push(Knot { at: root, jump: false });
+            Some(Ordering::Greater)
+        }
+    }
+}
+
+fn larger(a: Form, b: Form, region: Region<'_>, found: &mut Vec<Knot>) -> Form {
+    match decide(&a, &b, region, found) {
+        Some(Ordering::Less) => b,
+        Some(_) => a,
+        None => Form::Max(Box::new(a), Box::new(b)),
+    }
+}
+
+fn smaller(a: Form, b: Form, region: Region<'_>, found: &mut Vec<Knot>) -> Form {
+    match decide(&a, &b, region, found) {
+        Some(Ordering::Greater) => b,
+        Some(_) => a,
+        None => Form::Min(Box::new(a), Box::new(b)),
+    }
+}
+
+/// Is the condition of a discontinuous conditional strictly positive on the region?
+fn positive(cond: &Form, whole: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<bool> {
+    let line = cond.as_normal().and_then(Normal::as_poly).and_then(Poly::as_line);
+    let Some((a, b)) = line else {
+        return Err(Error::unsupported(format!(
+            "{whole}: the condition is not piecewise linear, so its jump cannot be located exactly"
+        ))
+        .help("put the threshold on the pre-activation itself, as in step(z - 2)"));
+    };
+    Ok(match region.sign(&a, &b) {
+        Ok(sign) => sign == Ordering::Greater,
+        Err(root) => {
+            found.push(Knot { at: root, jump: true });
+            true
+        }
+    })
+}
+
+/// One piece of several expressions that were cut together.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// left end; `None` is −∞
+    pub lo: Option<BigRational>,
+    /// right end; `None` is +∞
+    pub hi: Option<BigRational>,
+    /// the expressions on the piece, in the order given
+    pub forms: Vec<Form>,
+}
+
+/// Cuts expressions at all of their knots inside (lo, hi) and at the given points. Returns the pieces from left to
+/// right, and the knots at which one of the expressions may jump.
+pub fn cut(
+    exprs: &[&Expr],
+    lo: Option<&BigRational>,
+    hi: Option<&BigRational>,
+    points: &[BigRational],
+) -> Result<(Vec<Piece>, Vec<BigRational>)> {
+    let inside = |z: &BigRational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
+    let mut cuts: Vec<BigRational> = points.iter().filter(|z| inside(z)).cloned().collect();
+    let mut jumps: Vec<BigRational> = Vec::new();
+    cuts.sort();
+    cuts.dedup();
+    loop {
+        let mut found = Vec::new();
+        let mut pieces = Vec::with_capacity(cuts.len() + 1);
+        for k in 0..=cuts.len() {
+            let l = if k == 0 { lo } else { Some(&cuts[k - 1]) };
+            let h = if k == cuts.len() { hi } else { Some(&cuts[k]) };
+            let forms = exprs.iter().map(|e| resolve(e, Region::Open(l, h), &mut found)).collect::<Result<_>>()?;
+            pieces.push(Piece { lo: l.cloned(), hi: h.cloned(), forms });
+        }
+        jumps.extend(found.iter().filter(|k| k.jump).map(|k| k.at.clone()));
+        if found.is_empty() {
+            jumps.sort();
+            jumps.dedup();
+            return Ok((pieces, jumps));
+        }
+        cuts.extend(found.into_iter().map(|k| k.at));
+        cuts.sort();
+        cuts.dedup();
+        if cuts.len() > MAX_PIECES {
+            return Err(Error::unsupported(format!("an expression with more than {MAX_PIECES} pieces")));
+        }
+    }
+}
+
+/// A form compiled for enclosure by floats near one point.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// Σ c_k z^k + Σ (Σ c_k z^k)·A(a·z + b)
+    Sum(Vec<Interval>, Vec<Term>),
+    /// a sum
+    Add(Box<Program>, Box<Program>),
+    /// a product
+    Mul(Box<Program>, Box<Program>),
+    /// a maximum
+    Max(Box<Program>, Box<Program>),
+    /// a minimum
+    Min(Box<Program>, Box<Program>),
+}
+
+/// A polynomial times an atom.
+#[derive(Clone, Debug)]
+pub struct Term {
+    coefficients: Vec<Interval>,
+    kind: Kind,
+    a: Interval,
+    b: Interval,
+}
+
+impl Program {
+    /// Compiles a form, each atom oriented so that it is small near `centre`.
+    pub fn new(form: &Form, centre: &BigRational) -> Program {
+        let p = |f: &Form| Box::new(Program::new(f, centre));
+        match form {
+            Form::Normal(n) => {
+                let n = n.oriented(centre);
+                let term = |(atom, c): (&crate::algebra::Atom, &Poly)| Term {
+                    coefficients: c.enclosures(),
+                    kind: atom.kind,
+                    a: enclose(&atom.a),
+                    b: enclose(&atom.b),
+                };
+                Program::Sum(n.poly.enclosures(), n.terms.iter().map(term).collect())
+            }
+            Form::Add(a, b) => Program::Add(p(a), p(b)),
+            Form::Mul(a, b) => Program::Mul(p(a), p(b)),
+            Form::Max(a, b) => Program::Max(p(a), p(b)),
+            Form::Min(a, b) => Program::Min(p(a), p(b)),
+        }
+    }
+
+    /// Enclosures of the value and the first two derivatives over `z`.
+    pub fn jet(&self, z: Interval) -> Jet {
+        match self {
+            Program::Sum(poly, terms) => {
+                let mut sum = horner(poly, z);
+                for t in terms {
+                    let c = horner(&t.coefficients, z);
+                    let u = t.kind.jet(t.a * z + t.b);
+                    let u = Jet { v: u.v, d1: t.a * u.d1, d2: t.a.sqr() * u.d2 };
+                    sum = plus(sum, product(c, u));
+                }
+                sum
+            }
+            Program::Add(a, b) => plus(a.jet(z), b.jet(z)),
+            Program::Mul(a, b) => product(a.jet(z), b.jet(z)),
+            Program::Max(a, b) => choose(a.jet(z), b.jet(z), 1.0),
+            Program::Min(a, b) => choose(a.jet(z), b.jet(z), -1.0),
+        }
+    }
+
+    /// Enclosure of the value only.
+    pub fn value(&self, z: Interval) -> Interval {
+        match self {
+            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| {
+                sum + horner_value(&t.coefficients, z) * t.kind.jet(t.a * z + t.b).v
+            }),
+            Program::Add(a, b) => a.value(z) + b.value(z),
+            Program::Mul(a, b) => a.value(z) * b.value(z),
+            Program::Max(a, b) => a.value(z).max(b.value(z)),
+            Program::Min(a, b) => a.value(z).min(b.value(z)),
+        }
+    }
+}
+
+fn horner_value(c: &[Interval], z: Interval) -> Interval {
+    c.iter().rev().fold(Interval::ZERO, |acc, c| acc * z + *c)
+}
+
+/// Value and derivatives of a polynomial: (p, p′, p″/2) by repeated synthetic division.
+fn horner(c: &[Interval], z: Interval) -> Jet {
+    let (mut v, mut d1, mut half_d2) = (Interval::ZERO, Interval::ZERO, Interval::ZERO);
+    for c in c.iter().rev() {
+        half_d2 = half_d2 * z + d1;
+        d1 = d1 * z + v;
+        v = v * z + *c;
+    }
+    Jet { v, d1, d2: Interval::point(2.0) * half_d2 }
+}
+
+fn plus(a: Jet, b: Jet) -> Jet {
+    Jet { v: a.v + b.v, d1: a.d1 + b.d1, d2: a.d2 + b.d2 }
+}
+
+fn product(a: Jet, b: Jet) -> Jet {
+    Jet { v: a.v * b.v, d1: a.d1 * b.v + a.v * b.d1, d2: a.d2 * b.v + Interval::point(2.0) * a.d1 * b.d1 + a.v * b.d2 }
+}
+
+/// max(a, b) for sign 1, min(a, b) for sign −1. Where the decision is open the result is Lipschitz, not smooth.
+fn choose(a: Jet, b: Jet, sign: f64) -> Jet {
+    let gap = Interval::point(sign) * (a.v - b.v);
+    if gap.lo() >= 0.0 {
+        a
+    } else if gap.hi() <= 0.0 {
+        b
+    } else {
+        let v = if sign > 0.0 { a.v.max(b.v) } else { a.v.min(b.v) };
+        Jet { v, d1: a.d1.hull(b.d1), d2: Interval::ENTIRE }
+    }
+}
+
+/// The exact supremum of a polynomial of degree at most 2 over [lo, hi]; `None` for higher degrees.
+pub fn quadratic_supremum(p: &Poly, lo: &BigRational, hi: &BigRational) -> Option<BigRational> {
+    if p.degree() > 2 {
+        return None;
+    }
+    let mut best = p.value(lo).max(p.value(hi));
+    let c2 = p.coefficient(2);
+    if c2.is_negative() {
+        // The vertex −c1/(2·c2).
+        let vertex = -(p.coefficient(1) / (&c2 + &c2));
+        if *lo < vertex && vertex < *hi {
+            best = best.max(p.value(&vertex));
+        }
+    }
+    Some(best)
+}
