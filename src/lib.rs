@@ -4,3 +4,6 @@ pub mod activation;
 pub mod error;
 pub mod interval;
 pub mod number;
+pub mod sae;
+pub mod spec;
+pub mod tensors;
