@@ -9,6 +9,9 @@ pub mod expr;
 pub mod interval;
 pub mod number;
 pub mod piecewise;
+pub mod sae;
+pub mod spec;
 pub mod stack;
+pub mod tensors;
 
 pub use error::Error;
