@@ -3,9 +3,12 @@
 pub mod activation;
 pub mod algebra;
 pub mod atom;
+pub mod canonical;
 pub mod certify;
 pub mod error;
+pub mod exact;
 pub mod expr;
+pub mod format;
 pub mod interval;
 pub mod number;
 pub mod piecewise;

@@ -36,6 +36,7 @@ use crate::error::{At, Error, Result, nearest};
 use crate::interval::Interval;
 use crate::number::Number;
 use crate::sae::Architecture;
+pub use crate::stack::Form;
 use crate::tensors::{Format, quoted};
 
 /// No specification is this long; what is longer is not read.
@@ -157,16 +158,6 @@ pub enum Direction {
     Encoder,
     /// z = ⟨W_dec\[f\], x⟩: the decoder row as a plain direction, without bias and without threshold
     Decoder,
-}
-
-/// The host MLP's shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// Σ σ(gate)·up·down, as in Llama
-    #[default]
-    Gated,
-    /// Σ σ(gate)·down, as in GPT-2
-    Plain,
 }
 
 /// The `[host]` table.

@@ -1,9 +1,22 @@
 //! A stack: the neurons that realise one scalar response, and the function that they compute.
 
+use serde::{Deserialize, Serialize};
+
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::number::Number;
+
+/// The host MLP's shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// Σ σ(gate)·up·down, as in Llama
+    #[default]
+    Gated,
+    /// Σ σ(gate)·down, as in GPT-2
+    Plain,
+}
 
 /// One hidden unit as a function of a pre-activation z: out·σ(weight·z + bias), times (up.0·z + up.1) when gated.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,106 +4,19 @@
 //! allocation is sized by a number that the file merely claims: the header must lie inside the file and must account
 //! for every byte that follows it.
 
-use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::str::FromStr;
 
-use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result, nearest};
+pub use crate::format::Format;
 
 /// Bytes before the header: its length as a little-endian u64.
 const LENGTH_BYTES: usize = 8;
 
 /// The largest header that is parsed, the format's own limit.
 const MAX_HEADER_BYTES: usize = 100_000_000;
-
-/// A floating-point number format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Format {
-    /// IEEE binary16: 11 significant bits, largest value 65,504
-    F16,
-    /// bfloat16: 8 significant bits, the range of f32
-    Bf16,
-    /// IEEE binary32
-    F32,
-    /// IEEE binary64
-    F64,
-}
-
-impl Format {
-    const ALL: [Format; 4] = [Format::F16, Format::Bf16, Format::F32, Format::F64];
-
-    /// Its size in bytes.
-    pub fn bytes(self) -> usize {
-        match self {
-            Format::F16 | Format::Bf16 => 2,
-            Format::F32 => 4,
-            Format::F64 => 8,
-        }
-    }
-
-    /// Is every number of `other` one of this format too?
-    pub fn holds(self, other: Format) -> bool {
-        self == other || self.bytes() > other.bytes()
-    }
-
-    fn read(self, bytes: &[u8]) -> Option<f64> {
-        Some(match self {
-            Format::F16 => f16::from_le_bytes(bytes.try_into().ok()?).to_f64(),
-            Format::Bf16 => bf16::from_le_bytes(bytes.try_into().ok()?).to_f64(),
-            Format::F32 => f32::from_le_bytes(bytes.try_into().ok()?).into(),
-            Format::F64 => f64::from_le_bytes(bytes.try_into().ok()?),
-        })
-    }
-
-    fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F16 => Some(Format::F16),
-            Dtype::BF16 => Some(Format::Bf16),
-            Dtype::F32 => Some(Format::F32),
-            Dtype::F64 => Some(Format::F64),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Format::F16 => "f16",
-            Format::Bf16 => "bf16",
-            Format::F32 => "f32",
-            Format::F64 => "f64",
-        })
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    /// `f16`, `bf16`, `f32`, `f64`, or PyTorch's name for it (`float16`, `torch.bfloat16`, ...).
-    fn from_str(text: &str) -> Result<Self> {
-        let lower = text.trim().to_ascii_lowercase();
-        let name = lower.strip_prefix("torch.").unwrap_or(&lower);
-        Ok(match name {
-            "f16" | "float16" | "half" => Format::F16,
-            "bf16" | "bfloat16" => Format::Bf16,
-            "f32" | "float32" | "float" => Format::F32,
-            "f64" | "float64" | "double" => Format::F64,
-            _ => {
-                let names: Vec<String> = Format::ALL.iter().map(Format::to_string).collect();
-                let help = match nearest(name, names.iter().map(String::as_str)) {
-                    Some(n) => format!("did you mean '{n}'?"),
-                    None => format!("known number formats: {}", names.join(", ")),
-                };
-                return Err(Error::input(format!("unknown number format {}", quoted(text))).help(help));
-            }
-        })
-    }
-}
 
 /// Text of a file for a message: control characters escaped, never long.
 pub(crate) fn quoted(text: &str) -> String {
