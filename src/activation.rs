@@ -349,32 +349,45 @@ impl Activation {
         Tail { asymptote: [c0, c1, c2], amplitude, power, rate, from, algebraic }
     }
 
-    /// The index of the smooth branch that the open interval around `t` (no knot inside) belongs to.
-    pub fn branch(&self, t: f64) -> usize {
-        self.knots().iter().filter(|k| k.enclosure().hi() <= t).count()
+    /// The knots as floats: all of them are integers. Equal to [`knots`](Self::knots), without its allocations.
+    fn float_knots(&self) -> &'static [f64] {
+        use Activation::*;
+        match self {
+            Relu | LeakyRelu(_) | Relu2 | Abs | Elu(_) | Selu | Celu(_) | Softsign => &[0.0],
+            Relu6 => &[0.0, 6.0],
+            Hardtanh => &[-1.0, 1.0],
+            Hardsigmoid | Hardswish => &[-3.0, 3.0],
+            _ => &[],
+        }
     }
 
-    /// Enclosures of σ, σ′, σ″ over `t`.
+    /// The index of the smooth branch that the open interval around `t` (no knot inside) belongs to.
+    pub fn branch(&self, t: f64) -> usize {
+        self.float_knots().iter().filter(|&&k| k <= t).count()
+    }
+
+    /// Enclosures of σ, σ′, σ″ over `t`. A point at a knot belongs to both branches.
     pub fn jet(&self, t: Interval) -> Jet {
-        let knots = self.knots();
-        let first = knots.iter().filter(|k| k.enclosure().hi() <= t.lo()).count();
-        let last = knots.iter().filter(|k| k.enclosure().lo() < t.hi()).count();
-        let mut jet = self.branch_jet(first.min(last), t);
-        if first < last {
-            // Clip to each branch, then join: σ is continuous.
-            let clip = |k: usize| {
-                let lo = if k == 0 { t.lo() } else { t.lo().max(knots[k - 1].enclosure().lo()) };
-                let hi = if k == knots.len() { t.hi() } else { t.hi().min(knots[k].enclosure().hi()) };
-                Interval::new(lo, hi)
-            };
-            jet = self.branch_jet(first, clip(first));
-            for k in first + 1..=last {
-                let next = self.branch_jet(k, clip(k));
-                jet = Jet { v: jet.v.hull(next.v), d1: jet.d1.hull(next.d1), d2: jet.d2.hull(next.d2) };
-            }
-            if !self.is_c1() {
-                jet.d2 = Interval::ENTIRE;
-            }
+        let knots = self.float_knots();
+        let first = knots.iter().filter(|&&k| k <= t.lo()).count();
+        let last = knots.iter().filter(|&&k| k < t.hi()).count();
+        if first == last {
+            return self.branch_jet(first, t);
+        }
+        // Clip to each branch, then join: σ is continuous. At a point on a knot, the branch to its left has the lower index.
+        let (first, last) = (first.min(last), first.max(last));
+        let clip = |k: usize| {
+            let lo = if k == 0 { t.lo() } else { t.lo().max(knots[k - 1]) };
+            let hi = if k == knots.len() { t.hi() } else { t.hi().min(knots[k]) };
+            Interval::new(lo, hi)
+        };
+        let mut jet = self.branch_jet(first, clip(first));
+        for k in first + 1..=last {
+            let next = self.branch_jet(k, clip(k));
+            jet = Jet { v: jet.v.hull(next.v), d1: jet.d1.hull(next.d1), d2: jet.d2.hull(next.d2) };
+        }
+        if !self.is_c1() {
+            jet.d2 = Interval::ENTIRE;
         }
         jet
     }
@@ -385,25 +398,30 @@ impl Activation {
         let p = Interval::point;
         let jet = |v, d1, d2| Jet { v, d1, d2 };
         let zero = Interval::ZERO;
-        // The frequent ones without their rational tables.
+        let constant = |c: f64| jet(p(c), zero, zero);
+        let line = |slope: Interval| jet(slope * t, slope, zero);
         match self {
-            Relu => return if branch == 0 { jet(zero, zero, zero) } else { jet(t, Interval::ONE, zero) },
-            Relu2 => return if branch == 0 { jet(zero, zero, zero) } else { jet(t.sqr(), p(2.0) * t, p(2.0)) },
-            Identity => return jet(t, Interval::ONE, zero),
-            _ => {}
-        }
-        if let Some((_, pieces)) = self.polynomial_pieces() {
-            let [a, b, c] = &pieces[branch];
-            let (a, b, c) = (a.enclosure(), b.enclosure(), c.enclosure());
-            return jet(a + b * t + c * t.sqr(), b + p(2.0) * c * t, p(2.0) * c);
-        }
-        match self {
-            Silu => swish_jet(t),
-            Swish(_) | QuickGelu => {
-                let beta = self.swish_beta().expect("swish family").enclosure();
-                let j = swish_jet(beta * t);
-                jet(j.v / beta, j.d1, beta * j.d2)
+            Relu | Relu6 | Relu2 if branch == 0 => constant(0.0),
+            Relu6 if branch == 2 => constant(6.0),
+            Relu | Relu6 | Identity => jet(t, Interval::ONE, zero),
+            Relu2 => jet(t.sqr(), p(2.0) * t, p(2.0)),
+            LeakyRelu(a) => line(if branch == 0 { a.enclosure() } else { Interval::ONE }),
+            Abs => line(p(if branch == 0 { -1.0 } else { 1.0 })),
+            Hardtanh if branch == 1 => jet(t, Interval::ONE, zero),
+            Hardtanh => constant(branch as f64 - 1.0),
+            Hardsigmoid if branch == 1 => jet((t + p(3.0)) / p(6.0), Interval::ONE / p(6.0), zero),
+            Hardsigmoid => constant(branch as f64 / 2.0),
+            Hardswish if branch == 0 => constant(0.0),
+            Hardswish if branch == 2 => jet(t, Interval::ONE, zero),
+            Hardswish => {
+                // t(t + 3)/6 = (t + 3/2)²/6 − 3/8: the product is sharp at points, the square over wide boxes.
+                let square = (t + p(1.5)).sqr() / p(6.0) - p(0.375);
+                let v = (t * (t + p(3.0)) / p(6.0)).tighten(square);
+                jet(v, t / p(3.0) + p(0.5), Interval::ONE / p(3.0))
             }
+            Silu => swish_jet(t),
+            QuickGelu => scaled_swish_jet(QUICK_GELU_BETA, t),
+            Swish(beta) => scaled_swish_jet(beta.enclosure(), t),
             Gelu => gelu_jet(t),
             GeluTanh => gelu_tanh_jet(t),
             Mish => mish_jet(t),
@@ -414,13 +432,17 @@ impl Activation {
                     // ln(1 + e^x) = x + ln(1 + e^−x): the form whose exponential does not overflow.
                     if x.lo() > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
                 };
-                let v = Interval::new(at(t.lo()).lo().max(0.0), at(t.hi()).hi());
-                let v = if t.is_finite() { v } else { Interval::new(0.0, f64::INFINITY) };
-                jet(v, s, (s * c).min(p(0.25)))
+                let lo = if t.lo() == f64::NEG_INFINITY { 0.0 } else { at(t.lo()).lo().max(0.0) };
+                let hi = if t.hi() == f64::INFINITY { f64::INFINITY } else { at(t.hi()).hi() };
+                jet(Interval::new(lo, hi), s, bell(t, s, c))
             }
             Elu(_) | Selu | Celu(_) => {
-                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
-                let (scale, alpha, gamma) = (scale.enclosure(), alpha.enclosure(), gamma.enclosure());
+                let one = Interval::ONE;
+                let (scale, alpha, gamma) = match self {
+                    Elu(a) => (one, a.enclosure(), one),
+                    Celu(a) => (one, a.enclosure(), a.enclosure()),
+                    _ => (SELU_SCALE, SELU_ALPHA, one),
+                };
                 if branch == 1 {
                     return jet(scale * t, scale, zero);
                 }
@@ -430,28 +452,27 @@ impl Activation {
             }
             Sigmoid => {
                 let (s, c) = sigmoids(t);
-                let d1 = (s * c).min(p(0.25));
+                let d1 = bell(t, s, c);
                 // |s s̄ (s̄ − s)| ≤ √3/18 < 0.09623.
                 jet(s, d1, (d1 * (c - s)).tighten(Interval::symmetric(0.09623)))
             }
             Tanh => {
                 // sech² t = 4·sigmoid(2t)·sigmoid(−2t) keeps its relative accuracy in the tails; |2 tanh sech²| ≤ 4√3/9 < 0.7699.
-                let (s, c) = sigmoids(p(2.0) * t);
+                let double = p(2.0) * t;
+                let (s, c) = sigmoids(double);
                 let v = t.tanh();
-                let d1 = (p(4.0) * s * c).min(Interval::ONE);
+                let d1 = p(4.0) * bell(double, s, c);
                 jet(v, d1, (p(-2.0) * v * d1).tighten(Interval::symmetric(0.7699)))
             }
             Softsign => {
-                // On the right branch t/(1 + t), on the left t/(1 − t); both continue smoothly a little beyond 0.
+                // On the right branch t/(1 + t), on the left t/(1 − t); both continue beyond 0 (the real line at the pole).
                 let sign = if branch == 1 { 1.0 } else { -1.0 };
                 let q = Interval::ONE + p(sign) * t;
-                let q = Interval::new(q.lo().max(0.5), q.hi());
                 let r = Interval::ONE / q;
                 // t/(1 + |t|) = sign·(1 − 1/(1 + |t|)), increasing; near 0 the quotient itself keeps relative accuracy.
                 let v = (p(sign) * (Interval::ONE - r)).tighten(t / q);
                 jet(v, r.sqr(), p(-2.0 * sign) * r.sqr() * r)
             }
-            _ => unreachable!("piecewise polynomials are handled above"),
         }
     }
 
@@ -523,6 +544,10 @@ impl Activation {
                 [t * cdf, cdf + t * pdf, pdf * (2.0 - t * t)]
             }
             GeluTanh => {
+                if t.abs() > 100.0 {
+                    // Saturated, and the powers of t below would overflow.
+                    return if t > 0.0 { [t, 1.0, 0.0] } else { [0.0; 3] };
+                }
                 let k = 2.0 * (2.0 / PI).sqrt();
                 let (q, q1, q2) = (k * (t + 0.044715 * t * t * t), k * (1.0 + 0.134145 * t * t), k * 0.26829 * t);
                 let (s, c) = (sigmoid(q), sigmoid(-q));
@@ -549,8 +574,11 @@ impl Activation {
                 [if t > 0.0 { t + (-t).exp().ln_1p() } else { t.exp().ln_1p() }, sigmoid(t), sigmoid(t) * sigmoid(-t)]
             }
             Elu(_) | Selu | Celu(_) => {
-                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
-                let (scale, alpha, gamma) = (scale.to_f64(), alpha.to_f64(), gamma.to_f64());
+                let (scale, alpha, gamma) = match self {
+                    Elu(a) => (1.0, a.to_f64(), 1.0),
+                    Celu(a) => (1.0, a.to_f64(), a.to_f64()),
+                    _ => (SELU_SCALE.lo(), SELU_ALPHA.lo(), 1.0),
+                };
                 if t >= 0.0 {
                     [scale * t, scale, 0.0]
                 } else {
@@ -586,6 +614,11 @@ impl Activation {
     }
 }
 
+/// 1.702, and λ and α* of selu, between adjacent floats; a test compares them with the exact rationals.
+const QUICK_GELU_BETA: Interval = Interval::new(1.702, 1.7020000000000002);
+const SELU_SCALE: Interval = Interval::new(1.0507009873554805, 1.0507009873554807);
+const SELU_ALPHA: Interval = Interval::new(1.6732632423543772, 1.6732632423543774);
+
 /// sigmoid(t) and sigmoid(−t), each with its own relative accuracy; both monotone.
 fn sigmoids(t: Interval) -> (Interval, Interval) {
     let at = |x: f64| {
@@ -602,6 +635,21 @@ fn sigmoids(t: Interval) -> (Interval, Interval) {
     (s_lo.hull(s_hi).tighten(unit), c_lo.hull(c_hi).tighten(unit))
 }
 
+/// s·s̄ over `t`, given s and s̄ there: even and decreasing in |t|, so its ends lie at the ends of |t|.
+fn bell(t: Interval, s: Interval, c: Interval) -> Interval {
+    let natural = (s * c).min(Interval::point(0.25));
+    if t.is_point() {
+        return natural;
+    }
+    let at = |x: f64| {
+        let (s, c) = sigmoids(Interval::new(x, x));
+        s * c
+    };
+    let hi = if t.mig() == 0.0 { 0.25 } else { at(t.mig()).hi() };
+    let lo = if t.mag() == f64::INFINITY { 0.0 } else { at(t.mag()).lo().max(0.0) };
+    natural.tighten(Interval::new(lo, hi))
+}
+
 /// Bounds a function's values over `t` by its value at the middle and its derivatives (mean value theorem).
 fn mean_value(t: Interval, natural: Interval, at_mid: impl FnOnce(Interval) -> Interval, d1: Interval) -> Interval {
     if t.is_point() || !t.is_finite() {
@@ -611,11 +659,11 @@ fn mean_value(t: Interval, natural: Interval, at_mid: impl FnOnce(Interval) -> I
     natural.tighten(at_mid(m) + d1 * (t - m))
 }
 
-/// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, |v″| ≤ 1/2.
+/// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, −0.037 ≤ v″ ≤ 1/2.
 fn swish_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let (s, c) = sigmoids(t);
-    let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.1, 0.5));
+    let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.037, 0.5));
     let d1 = mean_value(
         t,
         s * (Interval::ONE + t * c),
@@ -630,6 +678,12 @@ fn swish_jet(t: Interval) -> Jet {
     Jet { v, d1, d2 }
 }
 
+/// t·sigmoid(βt) = silu(βt)/β
+fn scaled_swish_jet(beta: Interval, t: Interval) -> Jet {
+    let j = swish_jet(beta * t);
+    Jet { v: j.v / beta, d1: j.d1, d2: beta * j.d2 }
+}
+
 /// Φ(t) and the density φ(t).
 fn normal(t: Interval) -> (Interval, Interval) {
     // 1/√2 and 1/√(2π) lie between adjacent floats of these literals.
@@ -639,10 +693,10 @@ fn normal(t: Interval) -> (Interval, Interval) {
     (half * (-(t * r)).erfc(), k * (-(half * t.sqr())).exp())
 }
 
-/// gelu: v = tΦ, v′ = Φ + tφ, v″ = φ(2 − t²); v ≥ −0.16998, −0.129 ≤ v′ ≤ 1.129, −0.22 ≤ v″ ≤ 0.798.
+/// gelu: v = tΦ, v′ = Φ + tφ, v″ = φ(2 − t²); v ≥ −0.16998, −0.129 ≤ v′ ≤ 1.129, −0.108 ≤ v″ ≤ 0.798.
 fn gelu_jet(t: Interval) -> Jet {
     let (cdf, pdf) = normal(t);
-    let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.22, 0.798));
+    let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.108, 0.798));
     let d1 = mean_value(
         t,
         cdf + t * pdf,
@@ -658,14 +712,17 @@ fn gelu_jet(t: Interval) -> Jet {
 }
 
 /// gelu_tanh: with q = 2√(2/π)(t + at³), a = 0.044715 (exact), s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
-/// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)).
+/// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)); v ≥ −0.17005, −0.129 ≤ v′ ≤ 1.129, −0.108 ≤ v″ ≤ 0.798.
 fn gelu_tanh_jet(t: Interval) -> Jet {
     let p = Interval::point;
     // 2√(2/π) = 1.59576912160573071…; 3a and 6a from a's enclosure.
     let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
     let a = Interval::new(0.044714999999999998, 0.044715000000000005);
+    let q_at = move |t: Interval| k * (t + a * t * t.sqr());
     let parts = move |t: Interval| {
-        let q = k * (t + a * t * t.sqr());
+        // q increases: its ends are those of t (an infinite end is its own image).
+        let end = |x: f64| if x.is_finite() { q_at(p(x)) } else { Interval::ENTIRE };
+        let q = if t.is_point() { q_at(t) } else { Interval::new(end(t.lo()).lo(), end(t.hi()).hi()) };
         let q1 = k * (Interval::ONE + p(3.0) * a * t.sqr());
         let (s, c) = sigmoids(q);
         (s, c, q1)
@@ -673,7 +730,7 @@ fn gelu_tanh_jet(t: Interval) -> Jet {
     let (s, c, q1) = parts(t);
     let q2 = k * p(6.0) * a * t;
     let sc = (s * c).min(p(0.25));
-    let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.25, 0.8));
+    let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.108, 0.798));
     let d1 = mean_value(
         t,
         s + t * sc * q1,
@@ -683,17 +740,20 @@ fn gelu_tanh_jet(t: Interval) -> Jet {
         },
         d2,
     )
-    .tighten(Interval::new(-0.14, 1.14));
-    let v = mean_value(t, t * s, |m| m * parts(m).0, d1).tighten(Interval::new(-0.171, f64::INFINITY));
+    .tighten(Interval::new(-0.129, 1.129));
+    let v = mean_value(t, t * s, |m| m * parts(m).0, d1).tighten(Interval::new(-0.17005, f64::INFINITY));
     Jet { v, d1, d2 }
 }
 
 /// mish: w = tanh(softplus(t)) = n/(n + 2), n = e^2t + 2e^t; r = 1 − w² = 4(n + 1)/(n + 2)²; w′ = r·s,
-/// w″ = r·s(s̄ − 2ws); v = tw, v′ = w + tw′, v″ = 2w′ + tw″.
+/// w″ = r·s(s̄ − 2ws); v = tw, v′ = w + tw′, v″ = 2w′ + tw″; v ≥ −0.30885, −0.1126 ≤ v′ ≤ 1.0886, −0.0591 ≤ v″ ≤ 0.6443.
 fn mish_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let one = Interval::ONE;
     let w_at = |x: f64| {
+        if x.is_infinite() {
+            return if x > 0.0 { one } else { Interval::ZERO };
+        }
         let e = p(-x.abs()).exp();
         // Divide numerator and denominator by e^2t for t > 0: (1 + 2q)/(1 + 2q + 2q²), q = e^−t.
         if x > 0.0 {
@@ -704,14 +764,14 @@ fn mish_jet(t: Interval) -> Jet {
         }
     };
     let w = |t: Interval| {
-        if !t.is_finite() {
-            return Interval::new(0.0, 1.0);
-        }
         let lo = w_at(t.lo());
         lo.hull(if t.is_point() { lo } else { w_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
     };
     // r decreases in n: 4(n + 1)/(n + 2)² = 1 − (n/(n + 2))².
     let r_at = |x: f64| {
+        if x.is_infinite() {
+            return if x > 0.0 { Interval::ZERO } else { one };
+        }
         let e = p(-x.abs()).exp();
         if x > 0.0 {
             let q2 = e.sqr();
@@ -723,9 +783,6 @@ fn mish_jet(t: Interval) -> Jet {
         }
     };
     let r = |t: Interval| {
-        if !t.is_finite() {
-            return Interval::new(0.0, 1.0);
-        }
         let lo = r_at(t.lo());
         lo.hull(if t.is_point() { lo } else { r_at(t.hi()) }).tighten(Interval::new(0.0, 1.0))
     };
@@ -734,7 +791,7 @@ fn mish_jet(t: Interval) -> Jet {
         (w(t), r(t), s, c)
     };
     let (wt, rt, s, c) = parts(t);
-    let d2 = (rt * s * (p(2.0) + t * (c - p(2.0) * wt * s))).tighten(Interval::new(-0.3, 0.8));
+    let d2 = (rt * s * (p(2.0) + t * (c - p(2.0) * wt * s))).tighten(Interval::new(-0.0591, 0.6443));
     let d1 = mean_value(
         t,
         wt + t * rt * s,
@@ -744,7 +801,7 @@ fn mish_jet(t: Interval) -> Jet {
         },
         d2,
     )
-    .tighten(Interval::new(-0.12, 1.09));
+    .tighten(Interval::new(-0.1126, 1.0886));
     let v = mean_value(t, t * wt, |m| m * w(m), d1).tighten(Interval::new(-0.30885, f64::INFINITY));
     Jet { v, d1, d2 }
 }
@@ -857,5 +914,50 @@ impl<'de> serde::Deserialize<'de> for Activation {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_the_enclosures_of_the_exact_rationals() {
+        let (scale, alpha) = Activation::selu_constants();
+        assert_eq!(scale.enclosure(), SELU_SCALE);
+        assert_eq!(alpha.enclosure(), SELU_ALPHA);
+        assert_eq!(Activation::QuickGelu.swish_beta().expect("a swish").enclosure(), QUICK_GELU_BETA);
+        for a in Activation::catalogue() {
+            let exact: Vec<Interval> = a.knots().iter().map(Number::enclosure).collect();
+            let floats: Vec<Interval> = a.float_knots().iter().copied().map(Interval::point).collect();
+            assert_eq!(exact, floats, "{a}");
+        }
+    }
+
+    /// The branches in closed form against the exact table, at points and over a box.
+    #[test]
+    fn branches_agree_with_the_polynomial_pieces() {
+        let names = Activation::catalogue().into_iter().chain(["leaky_relu:0.3".parse().expect("a name")]);
+        for a in names {
+            let Some((_, pieces)) = a.polynomial_pieces() else { continue };
+            for (branch, [c0, c1, c2]) in pieces.iter().enumerate() {
+                for x in [-7.5, -2.9, -0.3, 0.0, 0.1, 2.2, 5.75] {
+                    let t = Number::from_f64(x).expect("finite");
+                    let v = &(c0 + &(c1 * &t)) + &(c2 * &(&t * &t));
+                    let d1 = c1 + &(&(&Number::from(2) * c2) * &t);
+                    let d2 = &Number::from(2) * c2;
+                    for t in [Interval::point(x), Interval::new(x - 1.0, x + 0.5)] {
+                        let jet = a.branch_jet(branch, t);
+                        for (i, exact) in [(jet.v, &v), (jet.d1, &d1), (jet.d2, &d2)] {
+                            assert!(
+                                exact.enclosure().lo() >= i.lo() && exact.enclosure().hi() <= i.hi(),
+                                "{a} {x} {i:?}"
+                            );
+                            assert!(!t.is_point() || i.width() <= 1e-15 * (1.0 + x * x), "{a} {x} {i:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

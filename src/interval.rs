@@ -102,12 +102,12 @@ impl Interval {
     pub const ONE: Interval = Interval { lo: 1.0, hi: 1.0 };
 
     /// `[lo, hi]`; the real line if an end is NaN or the ends are out of order (unknown, hence nothing is claimed).
-    pub fn new(lo: f64, hi: f64) -> Self {
+    pub const fn new(lo: f64, hi: f64) -> Self {
         if lo <= hi && lo < f64::INFINITY && hi > f64::NEG_INFINITY { Interval { lo, hi } } else { Self::ENTIRE }
     }
 
     /// The single number `x`; the real line if `x` is not finite.
-    pub fn point(x: f64) -> Self {
+    pub const fn point(x: f64) -> Self {
         if x.is_finite() { Interval { lo: x, hi: x } } else { Self::ENTIRE }
     }
 

@@ -205,7 +205,7 @@ impl Big {
             for k in 1.. {
                 term = &(&term * &double) / &Big::from(2 * k + 1);
                 sum = sum + term.clone();
-                if k > 32 && term < enough {
+                if k > 32 && term <= enough {
                     break;
                 }
             }
