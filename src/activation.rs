@@ -141,7 +141,8 @@ pub struct Tail {
 impl Tail {
     /// Upper bound of |t|^k·|R(t)| over all t of this side with |t| ≥ t0; infinite where none is known.
     pub fn remainder(&self, t0: f64, k: i32) -> f64 {
-        if !(t0 >= self.from) {
+        let inside = t0 >= self.from;
+        if !inside {
             return f64::INFINITY;
         }
         if self.amplitude == 0.0 {
@@ -158,7 +159,8 @@ impl Tail {
         }
         // |t|^m e^(−r|t|) decreases where |t| ≥ m/r.
         let m = self.power + k;
-        if !(t0 * self.rate >= f64::from(m) + 1e-9) {
+        let decreases = t0 * self.rate >= f64::from(m) + 1e-9;
+        if !decreases {
             return f64::INFINITY;
         }
         let mut bound = Interval::point(self.amplitude) * (-(Interval::point(self.rate) * t)).exp();
@@ -614,8 +616,9 @@ impl Activation {
     }
 }
 
-/// 1.702, and λ and α* of selu, between adjacent floats; a test compares them with the exact rationals.
+/// 1.702, 0.044715, and λ and α* of selu, between adjacent floats; a test compares them with the exact rationals.
 const QUICK_GELU_BETA: Interval = Interval::new(1.702, 1.7020000000000002);
+const GELU_TANH_CUBIC: Interval = Interval::new(0.044715, 0.044715000000000005);
 const SELU_SCALE: Interval = Interval::new(1.0507009873554805, 1.0507009873554807);
 const SELU_ALPHA: Interval = Interval::new(1.6732632423543772, 1.6732632423543774);
 
@@ -623,8 +626,7 @@ const SELU_ALPHA: Interval = Interval::new(1.6732632423543772, 1.673263242354377
 fn sigmoids(t: Interval) -> (Interval, Interval) {
     let at = |x: f64| {
         // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
-        let e =
-            if x == f64::NEG_INFINITY || x == f64::INFINITY { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
+        let e = if x.is_infinite() { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
         let big = Interval::ONE / (Interval::ONE + e);
         let small = e / (Interval::ONE + e);
         if x <= 0.0 { (small, big) } else { (big, small) }
@@ -650,13 +652,25 @@ fn bell(t: Interval, s: Interval, c: Interval) -> Interval {
     natural.tighten(Interval::new(lo, hi))
 }
 
-/// Bounds a function's values over `t` by its value at the middle and its derivatives (mean value theorem).
-fn mean_value(t: Interval, natural: Interval, at_mid: impl FnOnce(Interval) -> Interval, d1: Interval) -> Interval {
-    if t.is_point() || !t.is_finite() {
-        return natural;
+/// Sharpens enclosures (v, v′, v″) over `t` by the values of v and v′ at its middle (mean value theorem) and by bounds of v′
+/// (from `d1_bound`) and v (from below, by `least`) on all of R.
+fn mean_value(
+    t: Interval,
+    natural: Jet,
+    least: f64,
+    d1_bound: Interval,
+    at_mid: impl FnOnce(Interval) -> (Interval, Interval),
+) -> Jet {
+    let Jet { mut v, d1, d2 } = natural;
+    let mut d1 = d1.tighten(d1_bound);
+    if !t.is_point() && t.is_finite() {
+        let m = Interval::point(t.mid());
+        let (v_mid, d1_mid) = at_mid(m);
+        let offset = t - m;
+        d1 = d1.tighten(d1_mid + d2 * offset);
+        v = v.tighten(v_mid + d1 * offset);
     }
-    let m = Interval::point(t.mid());
-    natural.tighten(at_mid(m) + d1 * (t - m))
+    Jet { v: v.tighten(Interval::new(least, f64::INFINITY)), d1, d2 }
 }
 
 /// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, −0.037 ≤ v″ ≤ 1/2.
@@ -664,18 +678,11 @@ fn swish_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let (s, c) = sigmoids(t);
     let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.037, 0.5));
-    let d1 = mean_value(
-        t,
-        s * (Interval::ONE + t * c),
-        |m| {
-            let (s, c) = sigmoids(m);
-            s * (Interval::ONE + m * c)
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.0999, 1.0999));
-    let v = mean_value(t, t * s, |m| m * sigmoids(m).0, d1).tighten(Interval::new(-0.27847, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let natural = Jet { v: t * s, d1: s * (Interval::ONE + t * c), d2 };
+    mean_value(t, natural, -0.27847, Interval::new(-0.0999, 1.0999), |m| {
+        let (s, c) = sigmoids(m);
+        (m * s, s * (Interval::ONE + m * c))
+    })
 }
 
 /// t·sigmoid(βt) = silu(βt)/β
@@ -697,18 +704,11 @@ fn normal(t: Interval) -> (Interval, Interval) {
 fn gelu_jet(t: Interval) -> Jet {
     let (cdf, pdf) = normal(t);
     let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.108, 0.798));
-    let d1 = mean_value(
-        t,
-        cdf + t * pdf,
-        |m| {
-            let (c, p) = normal(m);
-            c + m * p
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.129, 1.129));
-    let v = mean_value(t, t * cdf, |m| m * normal(m).0, d1).tighten(Interval::new(-0.16998, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let natural = Jet { v: t * cdf, d1: cdf + t * pdf, d2 };
+    mean_value(t, natural, -0.16998, Interval::new(-0.129, 1.129), |m| {
+        let (cdf, pdf) = normal(m);
+        (m * cdf, cdf + m * pdf)
+    })
 }
 
 /// gelu_tanh: with q = 2√(2/π)(t + at³), a = 0.044715 (exact), s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
@@ -717,7 +717,7 @@ fn gelu_tanh_jet(t: Interval) -> Jet {
     let p = Interval::point;
     // 2√(2/π) = 1.59576912160573071…; 3a and 6a from a's enclosure.
     let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
-    let a = Interval::new(0.044714999999999998, 0.044715000000000005);
+    let a = GELU_TANH_CUBIC;
     let q_at = move |t: Interval| k * (t + a * t * t.sqr());
     let parts = move |t: Interval| {
         // q increases: its ends are those of t (an infinite end is its own image).
@@ -731,18 +731,11 @@ fn gelu_tanh_jet(t: Interval) -> Jet {
     let q2 = k * p(6.0) * a * t;
     let sc = (s * c).min(p(0.25));
     let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.108, 0.798));
-    let d1 = mean_value(
-        t,
-        s + t * sc * q1,
-        |m| {
-            let (s, c, q1) = parts(m);
-            s + m * s * c * q1
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.129, 1.129));
-    let v = mean_value(t, t * s, |m| m * parts(m).0, d1).tighten(Interval::new(-0.17005, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let natural = Jet { v: t * s, d1: s + t * sc * q1, d2 };
+    mean_value(t, natural, -0.17005, Interval::new(-0.129, 1.129), |m| {
+        let (s, c, q1) = parts(m);
+        (m * s, s + m * s * c * q1)
+    })
 }
 
 /// mish: w = tanh(softplus(t)) = n/(n + 2), n = e^2t + 2e^t; r = 1 − w² = 4(n + 1)/(n + 2)²; w′ = r·s,
@@ -792,18 +785,11 @@ fn mish_jet(t: Interval) -> Jet {
     };
     let (wt, rt, s, c) = parts(t);
     let d2 = (rt * s * (p(2.0) + t * (c - p(2.0) * wt * s))).tighten(Interval::new(-0.0591, 0.6443));
-    let d1 = mean_value(
-        t,
-        wt + t * rt * s,
-        |m| {
-            let (w, r, s, _) = parts(m);
-            w + m * r * s
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.1126, 1.0886));
-    let v = mean_value(t, t * wt, |m| m * w(m), d1).tighten(Interval::new(-0.30885, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let natural = Jet { v: t * wt, d1: wt + t * rt * s, d2 };
+    mean_value(t, natural, -0.30885, Interval::new(-0.1126, 1.0886), |m| {
+        let (w, r, s, _) = parts(m);
+        (m * w, w + m * r * s)
+    })
 }
 
 impl fmt::Display for Activation {
@@ -926,6 +912,7 @@ mod tests {
         let (scale, alpha) = Activation::selu_constants();
         assert_eq!(scale.enclosure(), SELU_SCALE);
         assert_eq!(alpha.enclosure(), SELU_ALPHA);
+        assert_eq!(Number::ratio(44715, 1_000_000).enclosure(), GELU_TANH_CUBIC);
         assert_eq!(Activation::QuickGelu.swish_beta().expect("a swish").enclosure(), QUICK_GELU_BETA);
         for a in Activation::catalogue() {
             let exact: Vec<Interval> = a.knots().iter().map(Number::enclosure).collect();

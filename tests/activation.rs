@@ -208,8 +208,8 @@ fn enclosures_at_points_are_tight() {
             let t = f64::from(k) / 100.0 + 0.001;
             let jet = of(name).jet(Interval::point(t));
             let exponent = match name {
-                "gelu" if t < 0.0 || t > 8.0 => t * t / 2.0,
-                "gelu_tanh" if t < 0.0 || t > 8.0 => (t * t * t).abs() / 14.0 + t.abs() * 1.6,
+                "gelu" if !(0.0..=8.0).contains(&t) => t * t / 2.0,
+                "gelu_tanh" if !(0.0..=8.0).contains(&t) => (t * t * t).abs() / 14.0 + t.abs() * 1.6,
                 _ if name.starts_with("swish:40") => 40.0 * t.abs(),
                 _ => 2.5 * t.abs(),
             };
