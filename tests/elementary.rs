@@ -29,7 +29,7 @@ const FUNCTIONS: [Function; 5] = [
             -746.0,
             // e^x = 1 + x + x²/2 + … lies extremely close to the middle of two floats.
             7.541752774995959e-10,
-            0.6931471805599453,
+            std::f64::consts::LN_2,
         ],
         domain: (-760.0, 720.0),
     },
@@ -42,7 +42,7 @@ const FUNCTIONS: [Function; 5] = [
             -37.42994775023705,
             -36.73680056967711,
             -38.0,
-            0.6931471805599453,
+            std::f64::consts::LN_2,
             -0.28768207245178,
         ],
         domain: (-60.0, 720.0),
@@ -66,7 +66,7 @@ const FUNCTIONS: [Function; 5] = [
         enclose: Interval::erfc,
         truth: Big::erfc,
         edges: &[
-            26.543258430632298,
+            26.5432584306323,
             26.543258454250037,
             27.226017111108366,
             27.22601711110837,
@@ -107,10 +107,8 @@ fn edges_and_their_neighbours() {
                 let (mut up, mut down) = (x, x);
                 for _ in 0..20 {
                     for y in [up, down] {
-                        if y.abs() < 1e5 || f.name == "log1p" {
-                            if f.name != "log1p" || y > -1.0 {
-                                check(f, y).unwrap();
-                            }
+                        if (f.name == "log1p" && y > -1.0) || (f.name != "log1p" && y.abs() < 1e5) {
+                            check(f, y).unwrap();
                         }
                     }
                     (up, down) = (up.next_up(), down.next_down());
