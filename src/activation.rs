@@ -141,7 +141,8 @@ pub struct Tail {
 impl Tail {
     /// Upper bound of |t|^k·|R(t)| over all t of this side with |t| ≥ t0; infinite where none is known.
     pub fn remainder(&self, t0: f64, k: i32) -> f64 {
-        if !(t0 >= self.from) {
+        let inside = t0 >= self.from;
+        if !inside {
             return f64::INFINITY;
         }
         if self.amplitude == 0.0 {
@@ -158,7 +159,8 @@ impl Tail {
         }
         // |t|^m e^(−r|t|) decreases where |t| ≥ m/r.
         let m = self.power + k;
-        if !(t0 * self.rate >= f64::from(m) + 1e-9) {
+        let decreases = t0 * self.rate >= f64::from(m) + 1e-9;
+        if !decreases {
             return f64::INFINITY;
         }
         let mut bound = Interval::point(self.amplitude) * (-(Interval::point(self.rate) * t)).exp();
@@ -349,32 +351,45 @@ impl Activation {
         Tail { asymptote: [c0, c1, c2], amplitude, power, rate, from, algebraic }
     }
 
-    /// The index of the smooth branch that the open interval around `t` (no knot inside) belongs to.
-    pub fn branch(&self, t: f64) -> usize {
-        self.knots().iter().filter(|k| k.enclosure().hi() <= t).count()
+    /// The knots as floats: all of them are integers. Equal to [`knots`](Self::knots), without its allocations.
+    fn float_knots(&self) -> &'static [f64] {
+        use Activation::*;
+        match self {
+            Relu | LeakyRelu(_) | Relu2 | Abs | Elu(_) | Selu | Celu(_) | Softsign => &[0.0],
+            Relu6 => &[0.0, 6.0],
+            Hardtanh => &[-1.0, 1.0],
+            Hardsigmoid | Hardswish => &[-3.0, 3.0],
+            _ => &[],
+        }
     }
 
-    /// Enclosures of σ, σ′, σ″ over `t`.
+    /// The index of the smooth branch that the open interval around `t` (no knot inside) belongs to.
+    pub fn branch(&self, t: f64) -> usize {
+        self.float_knots().iter().filter(|&&k| k <= t).count()
+    }
+
+    /// Enclosures of σ, σ′, σ″ over `t`. A point at a knot belongs to both branches.
     pub fn jet(&self, t: Interval) -> Jet {
-        let knots = self.knots();
-        let first = knots.iter().filter(|k| k.enclosure().hi() <= t.lo()).count();
-        let last = knots.iter().filter(|k| k.enclosure().lo() < t.hi()).count();
-        let mut jet = self.branch_jet(first.min(last), t);
-        if first < last {
-            // Clip to each branch, then join: σ is continuous.
-            let clip = |k: usize| {
-                let lo = if k == 0 { t.lo() } else { t.lo().max(knots[k - 1].enclosure().lo()) };
-                let hi = if k == knots.len() { t.hi() } else { t.hi().min(knots[k].enclosure().hi()) };
-                Interval::new(lo, hi)
-            };
-            jet = self.branch_jet(first, clip(first));
-            for k in first + 1..=last {
-                let next = self.branch_jet(k, clip(k));
-                jet = Jet { v: jet.v.hull(next.v), d1: jet.d1.hull(next.d1), d2: jet.d2.hull(next.d2) };
-            }
-            if !self.is_c1() {
-                jet.d2 = Interval::ENTIRE;
-            }
+        let knots = self.float_knots();
+        let first = knots.iter().filter(|&&k| k <= t.lo()).count();
+        let last = knots.iter().filter(|&&k| k < t.hi()).count();
+        if first == last {
+            return self.branch_jet(first, t);
+        }
+        // Clip to each branch, then join: σ is continuous. At a point on a knot, the branch to its left has the lower index.
+        let (first, last) = (first.min(last), first.max(last));
+        let clip = |k: usize| {
+            let lo = if k == 0 { t.lo() } else { t.lo().max(knots[k - 1]) };
+            let hi = if k == knots.len() { t.hi() } else { t.hi().min(knots[k]) };
+            Interval::new(lo, hi)
+        };
+        let mut jet = self.branch_jet(first, clip(first));
+        for k in first + 1..=last {
+            let next = self.branch_jet(k, clip(k));
+            jet = Jet { v: jet.v.hull(next.v), d1: jet.d1.hull(next.d1), d2: jet.d2.hull(next.d2) };
+        }
+        if !self.is_c1() {
+            jet.d2 = Interval::ENTIRE;
         }
         jet
     }
@@ -385,35 +400,44 @@ impl Activation {
         let p = Interval::point;
         let jet = |v, d1, d2| Jet { v, d1, d2 };
         let zero = Interval::ZERO;
-        // The frequent ones without their rational tables.
+        let constant = |c: f64| jet(p(c), zero, zero);
+        let line = |slope: Interval| jet(slope * t, slope, zero);
         match self {
-            Relu => return if branch == 0 { jet(zero, zero, zero) } else { jet(t, Interval::ONE, zero) },
-            Relu2 => return if branch == 0 { jet(zero, zero, zero) } else { jet(t.sqr(), p(2.0) * t, p(2.0)) },
-            Identity => return jet(t, Interval::ONE, zero),
-            _ => {}
-        }
-        if let Some((_, pieces)) = self.polynomial_pieces() {
-            let [a, b, c] = &pieces[branch];
-            let (a, b, c) = (a.enclosure(), b.enclosure(), c.enclosure());
-            return jet(a + b * t + c * t.sqr(), b + p(2.0) * c * t, p(2.0) * c);
-        }
-        match self {
-            Silu => swish_jet(t),
-            Swish(_) | QuickGelu => {
-                let beta = self.swish_beta().expect("swish family").enclosure();
-                let j = swish_jet(beta * t);
-                jet(j.v / beta, j.d1, beta * j.d2)
+            Relu | Relu6 | Relu2 if branch == 0 => constant(0.0),
+            Relu6 if branch == 2 => constant(6.0),
+            Relu | Relu6 | Identity => jet(t, Interval::ONE, zero),
+            Relu2 => jet(t.sqr(), p(2.0) * t, p(2.0)),
+            LeakyRelu(a) => line(if branch == 0 { a.enclosure() } else { Interval::ONE }),
+            Abs => line(p(if branch == 0 { -1.0 } else { 1.0 })),
+            Hardtanh if branch == 1 => jet(t, Interval::ONE, zero),
+            Hardtanh => constant(branch as f64 - 1.0),
+            Hardsigmoid if branch == 1 => jet((t + p(3.0)) / p(6.0), Interval::ONE / p(6.0), zero),
+            Hardsigmoid => constant(branch as f64 / 2.0),
+            Hardswish if branch == 0 => constant(0.0),
+            Hardswish if branch == 2 => jet(t, Interval::ONE, zero),
+            Hardswish => {
+                // t(t + 3)/6 = (t + 3/2)²/6 − 3/8: the product is sharp at points, the square over wide boxes.
+                let square = (t + p(1.5)).sqr() / p(6.0) - p(0.375);
+                let v = (t * (t + p(3.0)) / p(6.0)).tighten(square);
+                jet(v, t / p(3.0) + p(0.5), Interval::ONE / p(3.0))
             }
+            Silu => swish_jet(t),
+            QuickGelu => scaled_swish_jet(QUICK_GELU_BETA, t),
+            Swish(beta) => scaled_swish_jet(beta.enclosure(), t),
             Gelu => gelu_jet(t),
             GeluTanh => gelu_tanh_jet(t),
             Mish => mish_jet(t),
             Softplus => {
                 let (s, c) = sigmoids(t);
-                jet(softplus_value(t), s, (s * c).min(p(0.25)))
+                jet(softplus_value(t), s, bell(t, s, c))
             }
             Elu(_) | Selu | Celu(_) => {
-                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
-                let (scale, alpha, gamma) = (scale.enclosure(), alpha.enclosure(), gamma.enclosure());
+                let one = Interval::ONE;
+                let (scale, alpha, gamma) = match self {
+                    Elu(a) => (one, a.enclosure(), one),
+                    Celu(a) => (one, a.enclosure(), a.enclosure()),
+                    _ => (SELU_SCALE, SELU_ALPHA, one),
+                };
                 if branch == 1 {
                     return jet(scale * t, scale, zero);
                 }
@@ -423,28 +447,27 @@ impl Activation {
             }
             Sigmoid => {
                 let (s, c) = sigmoids(t);
-                let d1 = (s * c).min(p(0.25));
+                let d1 = bell(t, s, c);
                 // |s s̄ (s̄ − s)| ≤ √3/18 < 0.09623.
                 jet(s, d1, (d1 * (c - s)).tighten(Interval::symmetric(0.09623)))
             }
             Tanh => {
                 // sech² t = 4·sigmoid(2t)·sigmoid(−2t) keeps its relative accuracy in the tails; |2 tanh sech²| ≤ 4√3/9 < 0.7699.
-                let (s, c) = sigmoids(p(2.0) * t);
+                let double = p(2.0) * t;
+                let (s, c) = sigmoids(double);
                 let v = t.tanh();
-                let d1 = (p(4.0) * s * c).min(Interval::ONE);
+                let d1 = p(4.0) * bell(double, s, c);
                 jet(v, d1, (p(-2.0) * v * d1).tighten(Interval::symmetric(0.7699)))
             }
             Softsign => {
-                // On the right branch t/(1 + t), on the left t/(1 − t); both continue smoothly a little beyond 0.
+                // On the right branch t/(1 + t), on the left t/(1 − t); both continue beyond 0 (the real line at the pole).
                 let sign = if branch == 1 { 1.0 } else { -1.0 };
                 let q = Interval::ONE + p(sign) * t;
-                let q = Interval::new(q.lo().max(0.5), q.hi());
                 let r = Interval::ONE / q;
                 // t/(1 + |t|) = sign·(1 − 1/(1 + |t|)), increasing; near 0 the quotient itself keeps relative accuracy.
                 let v = (p(sign) * (Interval::ONE - r)).tighten(t / q);
                 jet(v, r.sqr(), p(-2.0 * sign) * r.sqr() * r)
             }
-            _ => unreachable!("piecewise polynomials are handled above"),
         }
     }
 
@@ -516,6 +539,10 @@ impl Activation {
                 [t * cdf, cdf + t * pdf, pdf * (2.0 - t * t)]
             }
             GeluTanh => {
+                if t.abs() > 100.0 {
+                    // Saturated, and the powers of t below would overflow.
+                    return if t > 0.0 { [t, 1.0, 0.0] } else { [0.0; 3] };
+                }
                 let k = 2.0 * (2.0 / PI).sqrt();
                 let (q, q1, q2) = (k * (t + 0.044715 * t * t * t), k * (1.0 + 0.134145 * t * t), k * 0.26829 * t);
                 let (s, c) = (sigmoid(q), sigmoid(-q));
@@ -542,8 +569,11 @@ impl Activation {
                 [if t > 0.0 { t + (-t).exp().ln_1p() } else { t.exp().ln_1p() }, sigmoid(t), sigmoid(t) * sigmoid(-t)]
             }
             Elu(_) | Selu | Celu(_) => {
-                let (scale, alpha, gamma) = self.elu_parameters().expect("elu family");
-                let (scale, alpha, gamma) = (scale.to_f64(), alpha.to_f64(), gamma.to_f64());
+                let (scale, alpha, gamma) = match self {
+                    Elu(a) => (1.0, a.to_f64(), 1.0),
+                    Celu(a) => (1.0, a.to_f64(), a.to_f64()),
+                    _ => (SELU_SCALE.lo(), SELU_ALPHA.lo(), 1.0),
+                };
                 if t >= 0.0 {
                     [scale * t, scale, 0.0]
                 } else {
@@ -579,12 +609,17 @@ impl Activation {
     }
 }
 
+/// 1.702, 0.044715, and λ and α* of selu, between adjacent floats; a test compares them with the exact rationals.
+const QUICK_GELU_BETA: Interval = Interval::new(1.702, 1.7020000000000002);
+const GELU_TANH_CUBIC: Interval = Interval::new(0.044715, 0.044715000000000005);
+const SELU_SCALE: Interval = Interval::new(1.0507009873554805, 1.0507009873554807);
+const SELU_ALPHA: Interval = Interval::new(1.6732632423543772, 1.6732632423543774);
+
 /// sigmoid(t) and sigmoid(−t), each with its own relative accuracy; both monotone.
 pub(crate) fn sigmoids(t: Interval) -> (Interval, Interval) {
     let at = |x: f64| {
         // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
-        let e =
-            if x == f64::NEG_INFINITY || x == f64::INFINITY { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
+        let e = if x.is_infinite() { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
         let big = Interval::ONE / (Interval::ONE + e);
         let small = e / (Interval::ONE + e);
         if x <= 0.0 { (small, big) } else { (big, small) }
@@ -595,32 +630,58 @@ pub(crate) fn sigmoids(t: Interval) -> (Interval, Interval) {
     (s_lo.hull(s_hi).tighten(unit), c_lo.hull(c_hi).tighten(unit))
 }
 
-/// Bounds a function's values over `t` by its value at the middle and its derivatives (mean value theorem).
-fn mean_value(t: Interval, natural: Interval, at_mid: impl FnOnce(Interval) -> Interval, d1: Interval) -> Interval {
-    if t.is_point() || !t.is_finite() {
+/// s·s̄ over `t`, given s and s̄ there: even and decreasing in |t|, so its ends lie at the ends of |t|.
+pub(crate) fn bell(t: Interval, s: Interval, c: Interval) -> Interval {
+    let natural = (s * c).min(Interval::point(0.25));
+    if t.is_point() {
         return natural;
     }
-    let m = Interval::point(t.mid());
-    natural.tighten(at_mid(m) + d1 * (t - m))
+    let at = |x: f64| {
+        let (s, c) = sigmoids(Interval::new(x, x));
+        s * c
+    };
+    let hi = if t.mig() == 0.0 { 0.25 } else { at(t.mig()).hi() };
+    let lo = if t.mag() == f64::INFINITY { 0.0 } else { at(t.mag()).lo().max(0.0) };
+    natural.tighten(Interval::new(lo, hi))
 }
 
-/// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, |v″| ≤ 1/2.
+/// Sharpens enclosures (v, v′, v″) over `t` by the values of v and v′ at its middle (mean value theorem) and by bounds of v′
+/// (from `d1_bound`) and v (from below, by `least`) on all of R.
+fn mean_value(
+    t: Interval,
+    natural: Jet,
+    least: f64,
+    d1_bound: Interval,
+    at_mid: impl FnOnce(Interval) -> (Interval, Interval),
+) -> Jet {
+    let Jet { mut v, d1, d2 } = natural;
+    let mut d1 = d1.tighten(d1_bound);
+    if !t.is_point() && t.is_finite() {
+        let m = Interval::point(t.mid());
+        let (v_mid, d1_mid) = at_mid(m);
+        let offset = t - m;
+        d1 = d1.tighten(d1_mid + d2 * offset);
+        v = v.tighten(v_mid + d1 * offset);
+    }
+    Jet { v: v.tighten(Interval::new(least, f64::INFINITY)), d1, d2 }
+}
+
+/// silu: v = t·s, v′ = s(1 + t·s̄), v″ = s·s̄(2 + t(s̄ − s)); v ≥ −0.27847, −0.0999 ≤ v′ ≤ 1.0999, −0.037 ≤ v″ ≤ 1/2.
 fn swish_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let (s, c) = sigmoids(t);
-    let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.1, 0.5));
-    let d1 = mean_value(
-        t,
-        s * (Interval::ONE + t * c),
-        |m| {
-            let (s, c) = sigmoids(m);
-            s * (Interval::ONE + m * c)
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.0999, 1.0999));
-    let v = mean_value(t, t * s, |m| m * sigmoids(m).0, d1).tighten(Interval::new(-0.27847, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let d2 = (s * c * (p(2.0) + t * (c - s))).tighten(Interval::new(-0.037, 0.5));
+    let natural = Jet { v: t * s, d1: s * (Interval::ONE + t * c), d2 };
+    mean_value(t, natural, -0.27847, Interval::new(-0.0999, 1.0999), |m| {
+        let (s, c) = sigmoids(m);
+        (m * s, s * (Interval::ONE + m * c))
+    })
+}
+
+/// t·sigmoid(βt) = silu(βt)/β
+fn scaled_swish_jet(beta: Interval, t: Interval) -> Jet {
+    let j = swish_jet(beta * t);
+    Jet { v: j.v / beta, d1: j.d1, d2: beta * j.d2 }
 }
 
 /// Φ(t) and the density φ(t).
@@ -632,50 +693,44 @@ pub(crate) fn normal(t: Interval) -> (Interval, Interval) {
     (half * (-(t * r)).erfc(), k * (-(half * t.sqr())).exp())
 }
 
-/// gelu: v = tΦ, v′ = Φ + tφ, v″ = φ(2 − t²); v ≥ −0.16998, −0.129 ≤ v′ ≤ 1.129, −0.22 ≤ v″ ≤ 0.798.
+/// gelu: v = tΦ, v′ = Φ + tφ, v″ = φ(2 − t²); v ≥ −0.16998, −0.129 ≤ v′ ≤ 1.129, −0.108 ≤ v″ ≤ 0.798.
 fn gelu_jet(t: Interval) -> Jet {
     let (cdf, pdf) = normal(t);
-    let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.22, 0.798));
-    let d1 = mean_value(
-        t,
-        cdf + t * pdf,
-        |m| {
-            let (c, p) = normal(m);
-            c + m * p
-        },
-        d2,
-    )
-    .tighten(Interval::new(-0.129, 1.129));
-    let v = mean_value(t, t * cdf, |m| m * normal(m).0, d1).tighten(Interval::new(-0.16998, f64::INFINITY));
-    Jet { v, d1, d2 }
+    let d2 = (pdf * (Interval::point(2.0) - t.sqr())).tighten(Interval::new(-0.108, 0.798));
+    let natural = Jet { v: t * cdf, d1: cdf + t * pdf, d2 };
+    mean_value(t, natural, -0.16998, Interval::new(-0.129, 1.129), |m| {
+        let (cdf, pdf) = normal(m);
+        (m * cdf, cdf + m * pdf)
+    })
 }
 
-/// The argument q = 2√(2/π)(t + at³) of gelu_tanh's gate, a = 0.044715 (exact), with q′ and q″.
+/// The argument q = 2√(2/π)(t + at³) of gelu_tanh's gate, a = 0.044715 (exact), with q′ and q″. q increases.
 pub(crate) fn tanh_gate_argument(t: Interval) -> (Interval, Interval, Interval) {
     let p = Interval::point;
-    // 2√(2/π) = 1.59576912160573071… lies between these two floats, a between those.
+    // 2√(2/π) = 1.59576912160573071… lies between these two floats.
     let k = Interval::new(1.595_769_121_605_730_6, 1.595_769_121_605_730_9);
-    let a = Interval::new(0.044714999999999998, 0.044715000000000005);
-    (k * (t + a * t * t.sqr()), k * (Interval::ONE + p(3.0) * a * t.sqr()), k * p(6.0) * a * t)
+    let a = GELU_TANH_CUBIC;
+    let at = |t: Interval| k * (t + a * t * t.sqr());
+    // An infinite end is its own image.
+    let end = |x: f64| if x.is_finite() { at(p(x)) } else { Interval::ENTIRE };
+    let q = if t.is_point() { at(t) } else { Interval::new(end(t.lo()).lo(), end(t.hi()).hi()) };
+    (q, k * (Interval::ONE + p(3.0) * a * t.sqr()), k * p(6.0) * a * t)
 }
 
 /// gelu_tanh with the gate's argument q and s = sigmoid(q): v = t·s, v′ = s + t·s·s̄·q′,
-/// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)).
+/// v″ = s·s̄(2q′ + t((s̄ − s)q′² + q″)); v ≥ −0.17005, −0.129 ≤ v′ ≤ 1.129, −0.108 ≤ v″ ≤ 0.798.
 fn gelu_tanh_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let (q, q1, q2) = tanh_gate_argument(t);
     let (s, c) = sigmoids(q);
     let sc = (s * c).min(p(0.25));
-    let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.25, 0.8));
-    let slope = |m: Interval| {
+    let d2 = (sc * (p(2.0) * q1 + t * ((c - s) * q1.sqr() + q2))).tighten(Interval::new(-0.108, 0.798));
+    let natural = Jet { v: t * s, d1: s + t * sc * q1, d2 };
+    mean_value(t, natural, -0.17005, Interval::new(-0.129, 1.129), |m| {
         let (q, q1, _) = tanh_gate_argument(m);
         let (s, c) = sigmoids(q);
-        s + m * s * c * q1
-    };
-    let d1 = mean_value(t, s + t * sc * q1, slope, d2).tighten(Interval::new(-0.14, 1.14));
-    let v = mean_value(t, t * s, |m| m * sigmoids(tanh_gate_argument(m).0).0, d1)
-        .tighten(Interval::new(-0.171, f64::INFINITY));
-    Jet { v, d1, d2 }
+        (m * s, s + m * s * c * q1)
+    })
 }
 
 /// softplus over an interval; increasing.
@@ -691,7 +746,7 @@ pub(crate) fn softplus_value(t: Interval) -> Interval {
 }
 
 /// w = tanh(softplus(t)) = n/(n + 2) with n = e^2t + 2e^t, 1 − w = 2/(n + 2), and r = 1 − w² = 4(n + 1)/(n + 2)²,
-/// each with its own relative accuracy. w increases; 1 − w and r decrease (r = 1 − w², w ≥ 0).
+/// each with its own relative accuracy. w increases; 1 − w and r decrease (w ≥ 0).
 pub(crate) fn mish_gate(t: Interval) -> (Interval, Interval, Interval) {
     let p = Interval::point;
     let one = Interval::ONE;
@@ -704,8 +759,7 @@ pub(crate) fn mish_gate(t: Interval) -> (Interval, Interval, Interval) {
             // Numerators and denominators divided by e^2t: n + 2 becomes d = 1 + 2e + 2e², e = e^−t.
             let q = e.sqr();
             let d = one + p(2.0) * e + p(2.0) * q;
-            let w = (one + p(2.0) * e) / d;
-            (w, p(2.0) * q / d, p(4.0) * q * (one + p(2.0) * e + q) / d.sqr())
+            (one - p(2.0) * q / d, p(2.0) * q / d, p(4.0) * q * (one + p(2.0) * e + q) / d.sqr())
         } else {
             let n = e.sqr() + p(2.0) * e;
             let d = n + p(2.0);
@@ -718,19 +772,18 @@ pub(crate) fn mish_gate(t: Interval) -> (Interval, Interval, Interval) {
     (lo.0.hull(hi.0).tighten(unit), lo.1.hull(hi.1).tighten(unit), lo.2.hull(hi.2).tighten(unit))
 }
 
-/// mish: v = tw, v′ = w + tw′, v″ = 2w′ + tw″ with w′ = r·s, w″ = r·s(s̄ − 2ws).
+/// mish: v = tw, v′ = w + tw′, v″ = 2w′ + tw″ with w′ = r·s, w″ = r·s(s̄ − 2ws); v ≥ −0.30885,
+/// −0.1126 ≤ v′ ≤ 1.0886, −0.0591 ≤ v″ ≤ 0.6443.
 fn mish_jet(t: Interval) -> Jet {
     let p = Interval::point;
     let (w, _, r) = mish_gate(t);
     let (s, c) = sigmoids(t);
-    let d2 = (r * s * (p(2.0) + t * (c - p(2.0) * w * s))).tighten(Interval::new(-0.3, 0.8));
-    let slope = |m: Interval| {
+    let d2 = (r * s * (p(2.0) + t * (c - p(2.0) * w * s))).tighten(Interval::new(-0.0591, 0.6443));
+    let natural = Jet { v: t * w, d1: w + t * r * s, d2 };
+    mean_value(t, natural, -0.30885, Interval::new(-0.1126, 1.0886), |m| {
         let (w, _, r) = mish_gate(m);
-        w + m * r * sigmoids(m).0
-    };
-    let d1 = mean_value(t, w + t * r * s, slope, d2).tighten(Interval::new(-0.12, 1.09));
-    let v = mean_value(t, t * w, |m| m * mish_gate(m).0, d1).tighten(Interval::new(-0.30885, f64::INFINITY));
-    Jet { v, d1, d2 }
+        (m * w, w + m * r * sigmoids(m).0)
+    })
 }
 
 impl fmt::Display for Activation {
@@ -841,5 +894,51 @@ impl<'de> serde::Deserialize<'de> for Activation {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_the_enclosures_of_the_exact_rationals() {
+        let (scale, alpha) = Activation::selu_constants();
+        assert_eq!(scale.enclosure(), SELU_SCALE);
+        assert_eq!(alpha.enclosure(), SELU_ALPHA);
+        assert_eq!(Number::ratio(44715, 1_000_000).enclosure(), GELU_TANH_CUBIC);
+        assert_eq!(Activation::QuickGelu.swish_beta().expect("a swish").enclosure(), QUICK_GELU_BETA);
+        for a in Activation::catalogue() {
+            let exact: Vec<Interval> = a.knots().iter().map(Number::enclosure).collect();
+            let floats: Vec<Interval> = a.float_knots().iter().copied().map(Interval::point).collect();
+            assert_eq!(exact, floats, "{a}");
+        }
+    }
+
+    /// The branches in closed form against the exact table, at points and over a box.
+    #[test]
+    fn branches_agree_with_the_polynomial_pieces() {
+        let names = Activation::catalogue().into_iter().chain(["leaky_relu:0.3".parse().expect("a name")]);
+        for a in names {
+            let Some((_, pieces)) = a.polynomial_pieces() else { continue };
+            for (branch, [c0, c1, c2]) in pieces.iter().enumerate() {
+                for x in [-7.5, -2.9, -0.3, 0.0, 0.1, 2.2, 5.75] {
+                    let t = Number::from_f64(x).expect("finite");
+                    let v = &(c0 + &(c1 * &t)) + &(c2 * &(&t * &t));
+                    let d1 = c1 + &(&(&Number::from(2) * c2) * &t);
+                    let d2 = &Number::from(2) * c2;
+                    for t in [Interval::point(x), Interval::new(x - 1.0, x + 0.5)] {
+                        let jet = a.branch_jet(branch, t);
+                        for (i, exact) in [(jet.v, &v), (jet.d1, &d1), (jet.d2, &d2)] {
+                            assert!(
+                                exact.enclosure().lo() >= i.lo() && exact.enclosure().hi() <= i.hi(),
+                                "{a} {x} {i:?}"
+                            );
+                            assert!(!t.is_point() || i.width() <= 1e-15 * (1.0 + x * x), "{a} {x} {i:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@
 //! | Exp | e^u | | = e^u |
 //! | Recip | 1/(1 + u), u > −1 | | ≤ 1/u for u > 0 |
 
-use crate::activation::{Jet, mish_gate, normal, sigmoids, softplus_value, tanh_gate_argument};
+use crate::activation::{Jet, bell, mish_gate, normal, sigmoids, softplus_value, tanh_gate_argument};
 use crate::interval::Interval;
 
 /// The kinds of atoms; the table above defines them.
@@ -83,7 +83,7 @@ impl Kind {
             Kind::Sigmoid => {
                 // s′ = s·s̄ ≤ 1/4, |s″| = |s·s̄·(s̄ − s)| ≤ √3/18 < 0.09623.
                 let (s, c) = sigmoids(u);
-                let d1 = (s * c).min(p(0.25));
+                let d1 = bell(u, s, c);
                 Jet { v: s, d1, d2: (d1 * (c - s)).tighten(Interval::symmetric(0.09623)) }
             }
             Kind::Phi => {
@@ -95,7 +95,7 @@ impl Kind {
                 // With q the argument of the sigmoid: s·s̄·q′ and s·s̄·((s̄ − s)q′² + q″).
                 let (q, q1, q2) = tanh_gate_argument(u);
                 let (s, c) = sigmoids(q);
-                let sc = (s * c).min(p(0.25));
+                let sc = bell(q, s, c);
                 Jet { v: s, d1: sc * q1, d2: sc * ((c - s) * q1.sqr() + q2) }
             }
             Kind::Mish | Kind::MishRest => {
@@ -107,7 +107,7 @@ impl Kind {
             }
             Kind::Softplus => {
                 let (s, c) = sigmoids(u);
-                Jet { v: softplus_value(u), d1: s, d2: (s * c).min(p(0.25)) }
+                Jet { v: softplus_value(u), d1: s, d2: bell(u, s, c) }
             }
             Kind::Exp => {
                 let e = u.exp();

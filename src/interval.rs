@@ -28,7 +28,9 @@ pub struct Interval {
 fn add_down(a: f64, b: f64) -> f64 {
     let s = a + b;
     if s.is_finite() {
-        if two_sum_error(a, b, s) < 0.0 { s.next_down() } else { s }
+        // An intermediate result of TwoSum can overflow where s itself does not (an operand within an ulp of the largest
+        // float: Boldo, Graillat, Muller 2017); then the sign of the error is unknown.
+        if (0.0..f64::INFINITY).contains(&two_sum_error(a, b, s)) { s } else { s.next_down() }
     } else {
         overflow_down(s, a.is_finite() && b.is_finite())
     }
@@ -102,12 +104,12 @@ impl Interval {
     pub const ONE: Interval = Interval { lo: 1.0, hi: 1.0 };
 
     /// `[lo, hi]`; the real line if an end is NaN or the ends are out of order (unknown, hence nothing is claimed).
-    pub fn new(lo: f64, hi: f64) -> Self {
+    pub const fn new(lo: f64, hi: f64) -> Self {
         if lo <= hi && lo < f64::INFINITY && hi > f64::NEG_INFINITY { Interval { lo, hi } } else { Self::ENTIRE }
     }
 
     /// The single number `x`; the real line if `x` is not finite.
-    pub fn point(x: f64) -> Self {
+    pub const fn point(x: f64) -> Self {
         if x.is_finite() { Interval { lo: x, hi: x } } else { Self::ENTIRE }
     }
 
@@ -395,6 +397,41 @@ mod tests {
                 prop_assert!(encloses(x / y, &(exact(p) / exact(q))));
             }
         }
+    }
+
+    /// Where intermediate results of the error-free transformations overflow or underflow.
+    #[test]
+    fn point_operations_enclose_at_the_edges_of_the_range() {
+        let mut edges = vec![0.0, 1.0, 3.0, f64::MIN_POSITIVE, RESIDUAL_SAFE, f64::from_bits(1), 1.0f64.next_down()];
+        for k in [-1074, -1022, -1021, -962, -537, -481, -53, 53, 511, 969, 970, 971, 1022, 1023] {
+            edges.extend([2f64.powi(k), 2f64.powi(k).next_up(), 2f64.powi(k).next_down(), 2f64.powi(k) * 1.5]);
+        }
+        edges.extend([f64::MAX, f64::MAX.next_down(), f64::MAX / 2.0, f64::MAX / 3.0]);
+        let signed: Vec<f64> = edges.iter().flat_map(|&x| [x, -x]).collect();
+        for &a in &signed {
+            for &b in &signed {
+                let (x, y) = (Interval::point(a), Interval::point(b));
+                assert!(encloses(x + y, &(exact(a) + exact(b))), "{a:e} + {b:e}: {:?}", x + y);
+                assert!(encloses(x * y, &(exact(a) * exact(b))), "{a:e} * {b:e}: {:?}", x * y);
+                if b != 0.0 {
+                    assert!(encloses(x / y, &(exact(a) / exact(b))), "{a:e} / {b:e}: {:?}", x / y);
+                }
+            }
+            let s = Interval::point(a.abs()).sqrt();
+            assert!(
+                exact(s.lo) * exact(s.lo) <= exact(a.abs()) && exact(a.abs()) <= exact(s.hi) * exact(s.hi),
+                "√{a:e}"
+            );
+        }
+    }
+
+    #[test]
+    fn regression_two_sum_overflows_although_the_sum_does_not() {
+        // MAX − 3/2 ulp rounds to MAX − ulp, and (MAX − ulp) + 3/2 ulp overflows.
+        let (a, b) = (-1.5 * 2f64.powi(971), f64::MAX);
+        let sum = Interval::point(a) + Interval::point(b);
+        assert!(encloses(sum, &(exact(a) + exact(b))), "{sum:?}");
+        assert!(encloses(-sum, &(exact(-a) + exact(-b))), "{sum:?}");
     }
 
     #[test]

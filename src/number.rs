@@ -23,6 +23,7 @@ const MAX_EXPONENT: i64 = 400;
 pub struct Number {
     exact: BigRational,
     enclosure: Interval,
+    nearest: f64,
 }
 
 impl Number {
@@ -37,7 +38,7 @@ impl Number {
     /// The dyadic rational that the float is; `None` for NaN and infinities.
     pub fn from_f64(x: f64) -> Option<Self> {
         let x = if x == 0.0 { 0.0 } else { x };
-        Some(Number { exact: BigRational::from_float(x)?, enclosure: Interval::point(x) })
+        Some(Number { exact: BigRational::from_float(x)?, enclosure: Interval::point(x), nearest: x })
     }
 
     /// 0.
@@ -62,15 +63,7 @@ impl Number {
 
     /// The nearest float (ties away from the even rule do not matter: nothing rigorous uses it).
     pub fn to_f64(&self) -> f64 {
-        let (lo, hi) = (self.enclosure.lo(), self.enclosure.hi());
-        if lo == hi || !hi.is_finite() {
-            return lo;
-        }
-        if !lo.is_finite() {
-            return hi;
-        }
-        let (l, h) = (BigRational::from_float(lo).expect("finite"), BigRational::from_float(hi).expect("finite"));
-        if &self.exact - l <= h - &self.exact { lo } else { hi }
+        self.nearest
     }
 
     /// Is the number itself a float?
@@ -106,7 +99,8 @@ impl Number {
 impl From<BigRational> for Number {
     fn from(exact: BigRational) -> Self {
         let enclosure = enclose(&exact);
-        Number { exact, enclosure }
+        let nearest = nearest(&exact, enclosure);
+        Number { exact, enclosure, nearest }
     }
 }
 
@@ -114,6 +108,19 @@ impl From<i64> for Number {
     fn from(x: i64) -> Self {
         Self::from(BigRational::from_integer(x.into()))
     }
+}
+
+/// The end of the enclosure that is nearer; the finite one beyond the largest float.
+fn nearest(x: &BigRational, enclosure: Interval) -> f64 {
+    let (lo, hi) = (enclosure.lo(), enclosure.hi());
+    if lo == hi || !hi.is_finite() {
+        return lo;
+    }
+    if !lo.is_finite() {
+        return hi;
+    }
+    let (l, h) = (BigRational::from_float(lo).expect("finite"), BigRational::from_float(hi).expect("finite"));
+    if x - l <= h - x { lo } else { hi }
 }
 
 fn enclose(x: &BigRational) -> Interval {
@@ -160,7 +167,7 @@ operator!(Mul, mul, *);
 impl std::ops::Neg for &Number {
     type Output = Number;
     fn neg(self) -> Number {
-        Number { exact: -&self.exact, enclosure: -self.enclosure }
+        Number { exact: -&self.exact, enclosure: -self.enclosure, nearest: -self.nearest }
     }
 }
 
