@@ -38,6 +38,8 @@ pub struct Setting<'a> {
     pub constant: bool,
     /// where the response is wanted
     pub domain: Domain,
+    /// slope of the neurons whose slope is free, a power of two
+    pub unit: BigRational,
     /// half the width of the ramps that replace jumps; 0 if there are none
     pub radius: BigRational,
 }
@@ -80,6 +82,14 @@ impl Setting<'_> {
             draft.constant = BigRational::zero();
         }
         draft.units.retain(|n| !n.out.is_zero());
+        if self.kink().is_some() && !self.unit.is_one() {
+            // σ(u) = σ(wu)/w for w > 0
+            for n in &mut draft.units {
+                n.weight *= &self.unit;
+                n.bias *= &self.unit;
+                n.out /= &self.unit;
+            }
+        }
         let number = |x: BigRational| Number::from(x);
         let neurons = draft.units.into_iter().map(|n| {
             let up = match (n.up, self.gated) {
@@ -157,7 +167,8 @@ impl Setting<'_> {
                     return Some(Draft { units, constant: at_tau });
                 }
             }
-            let units = vec![gated(q(1, 1), q(0, 1), out.clone(), up.clone()), gated(q(-1, 1), q(0, 1), -out, up)];
+            let (w, out) = (self.unit.clone(), out / &self.unit);
+            let units = vec![gated(w.clone(), q(0, 1), out.clone(), up.clone()), gated(-w, q(0, 1), -out, up)];
             return Some(Draft { units, constant: c0 });
         }
         if *self.source == Activation::Relu2 {
@@ -175,8 +186,8 @@ impl Setting<'_> {
             return Some(Draft { units, constant: at_lo - out * value });
         }
         if let Some(kappa) = self.source.odd_part() {
-            let out = c1 / kappa.exact();
-            let units = vec![plain(q(1, 1), q(0, 1), out.clone()), plain(q(-1, 1), q(0, 1), -out)];
+            let (w, out) = (self.unit.clone(), c1 / kappa.exact() / &self.unit);
+            let units = vec![plain(w.clone(), q(0, 1), out.clone()), plain(-w, q(0, 1), -out)];
             return Some(Draft { units, constant: c0 });
         }
         None
@@ -555,7 +566,7 @@ pub fn steep(target: &Expr, setting: &Setting<'_>, beta: &Number) -> Result<Vec<
     ) {
         return Ok(vec![]);
     }
-    let relu = Setting { source: &Relu, constant: true, ..setting.clone() };
+    let relu = Setting { source: &Relu, constant: true, unit: q(1, 1), ..setting.clone() };
     let slope = source.tail(crate::activation::Side::Right).asymptote[1].exact().clone();
     let left = source.tail(crate::activation::Side::Left).asymptote[0].exact().clone();
     let scale = (beta.exact() * &slope).recip();

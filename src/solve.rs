@@ -1,0 +1,487 @@
+//! The strategy: constructions first, fits where nothing can be constructed, and the certifier's word on each.
+//!
+//! ```text
+//! target → exact constructions → steep ones → fits → rounded to the format → certified → the best within the budgets
+//! ```
+//!
+//! Candidates are compared by what the certifier proved about the rounded weights, never by what a search believed.
+
+use num_rational::BigRational;
+use num_traits::Zero;
+
+use crate::activation::{Activation, Side};
+use crate::certify::{Certificate, Claim, Domain, Status, certify, jumps};
+use crate::error::{Error, Result};
+use crate::exact::{Setting, constructions, steep, steep_steps};
+use crate::expr::Expr;
+use crate::format::Format;
+use crate::minimax;
+use crate::number::Number;
+use crate::piecewise::{Program, cut};
+use crate::stack::{Form, IdealStack, Neuron, Stack};
+
+/// The default limit of weights and outputs.
+pub const DEFAULT_LIMIT: f64 = 1_048_576.0;
+/// Fits of more neurons than this are not tried: rounding decides long before.
+const MOST_FITTED: usize = 32;
+/// A construction this close (relative to the target's size) leaves nothing for a fit to gain.
+const GOOD_ENOUGH: f64 = 1e-5;
+
+/// What a stack may cost and how close it must come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// the most neurons
+    pub neurons: usize,
+    /// the largest |weight| (gate weight when gated)
+    pub max_weight: f64,
+    /// the largest |out|·|weight|
+    pub max_out: f64,
+    /// ε to reach; `None` asks for the smallest
+    pub tolerance: Option<f64>,
+    /// δ around jumps; targets without jumps ignore it
+    pub band: f64,
+    /// may there be an output constant?
+    pub constant: bool,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget { neurons: 32, max_weight: DEFAULT_LIMIT, max_out: DEFAULT_LIMIT, tolerance: None, band: 0.0, constant: true }
+    }
+}
+
+impl Budget {
+    /// Refuses budgets that are impossible by their own terms.
+    pub fn check(&self) -> Result<()> {
+        let positive = |name: &str, x: f64| {
+            if x > 0.0 && x.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::input(format!("{name} is {x}; it must be a positive, finite number")))
+            }
+        };
+        if self.neurons == 0 {
+            return Err(Error::input("a budget of 0 neurons").help("allow at least 1"));
+        }
+        positive("the weight limit", self.max_weight)?;
+        positive("the output limit", self.max_out)?;
+        for (name, x) in [("the tolerance", self.tolerance.unwrap_or(0.0)), ("the band", self.band)] {
+            if !(x >= 0.0 && x.is_finite()) {
+                return Err(Error::input(format!("{name} is {x}; it must be a finite number, at least 0")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One scalar problem.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// φ, a function of z
+    pub target: &'a Expr,
+    /// the host's activation
+    pub source: &'a Activation,
+    /// the host's form
+    pub form: Form,
+    /// the format of the weights
+    pub format: Format,
+    /// where the certificate must hold
+    pub domain: Domain,
+    /// limits
+    pub budget: Budget,
+}
+
+/// How a stack came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// an algebraic identity
+    Construction,
+    /// an identity of relu, with a steep smooth activation in its place
+    Steep,
+    /// a minimax fit
+    Fit,
+}
+
+/// A certified stack.
+#[derive(Clone, Debug)]
+pub struct Solution {
+    /// rounded to the format
+    pub stack: Stack<f64>,
+    /// before rounding, where it is a construction
+    pub ideal: Option<IdealStack>,
+    /// what was proved
+    pub certificate: Certificate,
+    /// how it was found
+    pub method: Method,
+    /// which budget kept a better candidate out, in words
+    pub binding: Option<String>,
+}
+
+struct Candidate {
+    stack: Stack<f64>,
+    ideal: Option<IdealStack>,
+    method: Method,
+}
+
+/// The best certified stack within the budgets.
+///
+/// Errors: a budget that is impossible by its own terms, a target that jumps without a band, a target or a domain that
+/// cannot be certified, or no stack at all within the limits. A tolerance that is missed is `Status::BestEffort`.
+pub fn solve(request: &Request<'_>) -> Result<Solution> {
+    request.budget.check()?;
+    let Request { target, source, domain, budget, format, .. } = request;
+    let jumps = jumps(target, *domain)?;
+    if let (Some(at), true) = (jumps.first(), budget.band == 0.0) {
+        return Err(Error::input(format!("the target jumps at z = {at}, and no continuous block can follow a jump"))
+            .help("allow a band around the jump (--band 0.1, or `band` in the specification)"));
+    }
+    let delta = if jumps.is_empty() { 0.0 } else { budget.band };
+    let mut field = Field { request, delta, best: None, binding: None, certified: 0 };
+    let scale = size(target, *domain)?;
+
+    for radius in radii(delta) {
+        let setting = Setting {
+            source,
+            gated: request.form == Form::Gated,
+            constant: budget.constant,
+            domain: *domain,
+            unit: power_of_two(budget.max_weight.min(1.0)),
+            radius,
+        };
+        for ideal in constructions(target, &setting)? {
+            field.enter_ideal(ideal, Method::Construction)?;
+        }
+        if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
+            break;
+        }
+    }
+    if !field.has_exact() {
+        for beta in steepnesses(request, &jumps) {
+            let number = Number::from_f64(beta).expect("finite");
+            // Half of the band at most is left to the knee's tail (it reaches about 40/β).
+            let margin = (40.0 / beta).min(0.5 * delta);
+            for radius in radii(delta - margin) {
+                let setting = Setting {
+                    source,
+                    gated: request.form == Form::Gated,
+                    constant: budget.constant,
+                    domain: *domain,
+                    unit: power_of_two(budget.max_weight.min(1.0)),
+                    radius,
+                };
+                for ideal in steep(target, &setting, &number)?.into_iter().chain(steep_steps(target, &setting, &number)?) {
+                    field.enter_ideal(ideal, Method::Steep)?;
+                }
+            }
+            if *format == Format::F64 {
+                break;
+            }
+        }
+    }
+    if field.wants_fit(scale)? {
+        fit(request, delta, &jumps, &mut field)?;
+    }
+    let binding = field.binding.take();
+    let Some(mut solution) = field.best else {
+        return Err(Error::unsupported(format!("no stack of {source} neurons for {target} within the limits")).help(
+            binding.map_or_else(|| "choose a bounded domain, or another source".to_string(), |b| format!("what stands in the way: {b}")),
+        ));
+    };
+    let missed = solution.certificate.status() == Status::BestEffort;
+    solution.binding = if missed || binding.is_some() { binding.or_else(|| Some(blame(request, &solution))) } else { None };
+    Ok(solution)
+}
+
+/// In words: what would have to give for a smaller error.
+fn blame(request: &Request<'_>, solution: &Solution) -> String {
+    let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
+    if request.format != Format::F64 && solution.method != Method::Fit {
+        format!("the number format ({})", request.format)
+    } else if solution.method == Method::Steep || steepest >= 0.99 * request.budget.max_weight {
+        format!("the weight limit ({})", request.budget.max_weight)
+    } else {
+        format!("the number of neurons ({})", request.budget.neurons)
+    }
+}
+
+/// Half widths of the ramps to try: a power of two (whose slopes are exact in every format), and the whole band.
+fn radii(delta: f64) -> Vec<BigRational> {
+    if delta <= 0.0 {
+        return vec![BigRational::zero()];
+    }
+    let exact = |x: f64| BigRational::from_float(x).expect("finite");
+    let power = power_of_two_below(delta);
+    if power == delta { vec![exact(delta)] } else { vec![exact(power), exact(delta)] }
+}
+
+fn power_of_two_below(x: f64) -> f64 {
+    2f64.powi(x.log2().floor() as i32).min(x)
+}
+
+fn power_of_two(x: f64) -> BigRational {
+    BigRational::from_float(power_of_two_below(x)).expect("finite")
+}
+
+/// Slopes for steep neurons: the largest power of two that the limits and the format's range allow, and gentler ones
+/// for formats whose small numbers run out.
+fn steepnesses(request: &Request<'_>, jumps: &[f64]) -> Vec<f64> {
+    let furthest = jumps.iter().map(|j| j.abs()).fold(1.0, f64::max) + request.budget.band;
+    let top = request.budget.max_weight.min(request.format.max() / (4.0 * furthest));
+    if !(top > 0.0) {
+        return vec![];
+    }
+    let top = power_of_two_below(top);
+    if request.format == Format::F64 { vec![top] } else { [1.0, 16.0, 256.0, 4096.0].map(|k| top / k).to_vec() }
+}
+
+/// The largest |φ| seen on the domain (its central part, if infinite): for relative judgements only.
+fn size(target: &Expr, domain: Domain) -> Result<f64> {
+    let (l, h) = (domain.lo().max(-64.0), domain.hi().min(64.0));
+    let (l, h) = if l < h { (l, h) } else { (domain.lo().max(-1e6), domain.hi().min(1e6)) };
+    let values = Values::new(target, domain)?;
+    Ok((0..=256).map(|k| values.at(l + (h - l) * f64::from(k) / 256.0).abs()).fold(0.0, f64::max))
+}
+
+/// A target in floating point.
+pub(crate) struct Values {
+    /// (right end, program) from left to right
+    pieces: Vec<(f64, Program)>,
+}
+
+impl Values {
+    pub(crate) fn new(target: &Expr, domain: Domain) -> Result<Self> {
+        let (lo, hi) = (BigRational::from_float(domain.lo()), BigRational::from_float(domain.hi()));
+        let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
+        let float = |z: &BigRational| Number::from(z.clone()).to_f64();
+        let pieces = pieces.iter().map(|p| {
+            let l = p.lo.as_ref().map_or(f64::NEG_INFINITY, float);
+            let h = p.hi.as_ref().map_or(f64::INFINITY, float);
+            let middle = match (l.is_finite(), h.is_finite()) {
+                (true, true) => 0.5 * (l + h),
+                (true, false) => l + 1.0,
+                (false, true) => h - 1.0,
+                (false, false) => 0.0,
+            };
+            (h, Program::new(&p.forms[0], &BigRational::from_float(middle).expect("finite")))
+        });
+        Ok(Values { pieces: pieces.collect() })
+    }
+
+    /// φ(z); the left limit at knots.
+    pub(crate) fn at(&self, z: f64) -> f64 {
+        let piece = self.pieces.iter().find(|(h, _)| z <= *h).or(self.pieces.last());
+        piece.map_or(f64::NAN, |(_, p)| p.value(crate::interval::Interval::point(z)).mid())
+    }
+
+    /// The least and greatest value on [l, h], as far as samples and both sides of knots inside tell.
+    fn range(&self, l: f64, h: f64) -> (f64, f64) {
+        let mut points = vec![l, h];
+        points.extend((1..16).map(|k| l + (h - l) * f64::from(k) / 16.0));
+        for (end, _) in &self.pieces {
+            if l <= *end && *end <= h {
+                points.extend([*end, end.next_up()]);
+            }
+        }
+        points.into_iter().map(|z| self.at(z)).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+    }
+}
+
+/// The candidates so far.
+struct Field<'a> {
+    request: &'a Request<'a>,
+    delta: f64,
+    best: Option<Solution>,
+    binding: Option<String>,
+    certified: usize,
+}
+
+impl Field<'_> {
+    fn has_exact(&self) -> bool {
+        self.best.as_ref().is_some_and(|b| b.ideal.is_some() && b.method == Method::Construction)
+    }
+
+    fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
+        let stack = ideal.try_map(|x| Ok::<f64, Error>(self.request.format.round(x.to_f64())))?;
+        self.enter(Candidate { stack, ideal: Some(ideal), method })
+    }
+
+    /// Certifies a candidate that keeps to the limits, and keeps it if it is the best.
+    fn enter(&mut self, candidate: Candidate) -> Result<()> {
+        let Request { target, domain, budget, .. } = self.request;
+        let Candidate { stack, ideal, method } = candidate;
+        if let Some(reason) = over_limit(&stack, budget) {
+            self.binding.get_or_insert(reason);
+            return Ok(());
+        }
+        let claim =
+            Claim { target, stack: &stack, ideal: ideal.as_ref(), domain: *domain, delta: self.delta, tolerance: budget.tolerance };
+        let certificate = match certify(&claim) {
+            Ok(c) => c,
+            // No finite bound for this candidate: another may have one.
+            Err(e) if e.is_unsupported() && self.certified > 0 => return Ok(()),
+            Err(e) if e.is_unsupported() => {
+                self.binding.get_or_insert(e.to_string());
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        self.certified += 1;
+        let solution = Solution { stack, ideal, certificate, method, binding: None };
+        let better = self.best.as_ref().is_none_or(|b| self.rank(&solution) < self.rank(b));
+        if better {
+            self.best = Some(solution);
+        }
+        Ok(())
+    }
+
+    /// Smaller is better: first what meets the tolerance with the fewest neurons, else the smallest error.
+    fn rank(&self, s: &Solution) -> (u8, Rank, Rank) {
+        let f = s.certificate.figures();
+        let outside = f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)) + f.eta;
+        let neurons = s.stack.neurons.len() as f64;
+        match self.request.budget.tolerance {
+            Some(t) if outside <= t => (0, Rank(neurons), Rank(outside)),
+            Some(t) if f.epsilon <= t => (1, Rank(outside), Rank(neurons)),
+            // Errors that differ by less than rounding are the same.
+            _ => (2, Rank((outside.max(1e-300)).log2().max(-44.0).floor()), Rank(neurons + outside.min(1.0))),
+        }
+    }
+
+    fn wants_fit(&self, scale: f64) -> Result<bool> {
+        let Some(best) = &self.best else { return Ok(true) };
+        if best.certificate.status() != Status::BestEffort && self.request.budget.tolerance.is_some() {
+            return Ok(false);
+        }
+        if self.has_exact() {
+            return Ok(false);
+        }
+        // What is off because of the format, a fit cannot mend: judge the construction before rounding.
+        let Some(ideal) = &best.ideal else { return Ok(true) };
+        let unrounded = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
+        let Request { target, domain, budget, .. } = self.request;
+        let claim = Claim { target, stack: &unrounded, ideal: None, domain: *domain, delta: self.delta, tolerance: None };
+        let f = certify(&claim)?;
+        let enough = budget.tolerance.unwrap_or(0.0).max(GOOD_ENOUGH * scale);
+        Ok(!(f.epsilon() <= enough))
+    }
+}
+
+/// A float ordered as a number.
+#[derive(PartialEq, PartialOrd)]
+struct Rank(f64);
+
+fn over_limit(stack: &Stack<f64>, budget: &Budget) -> Option<String> {
+    if stack.neurons.len() > budget.neurons {
+        return Some(format!("the number of neurons ({} where {} are needed)", budget.neurons, stack.neurons.len()));
+    }
+    for n in &stack.neurons {
+        let numbers = [n.weight, n.bias, n.out, n.up.map_or(0.0, |u| u.0), n.up.map_or(0.0, |u| u.1)];
+        if numbers.iter().any(|x| !x.is_finite()) {
+            return Some("the range of the number format".into());
+        }
+        if n.weight.abs() > budget.max_weight {
+            return Some(format!("the weight limit ({} where {} is needed)", budget.max_weight, n.weight.abs()));
+        }
+        if n.out.abs() * n.weight.abs() > budget.max_out {
+            return Some(format!("the output limit ({} where {} is needed)", budget.max_out, (n.out * n.weight).abs()));
+        }
+    }
+    None
+}
+
+/// Runs the minimax search over growing numbers of neurons, until the tolerance is met or the budget is spent.
+fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) -> Result<()> {
+    let Request { target, source, form, format, domain, budget } = request;
+    let values = Values::new(target, *domain)?;
+    let hull = |z: f64| {
+        if delta == 0.0 {
+            let v = values.at(z);
+            return (v, v);
+        }
+        // Off the bands the value itself is asked for; inside, anything that the hull holds.
+        if jumps.iter().all(|j| (z - j).abs() > delta) {
+            let v = values.at(z);
+            return (v, v);
+        }
+        values.range((z - delta).max(domain.lo()), (z + delta).min(domain.hi()))
+    };
+    let mut knots: Vec<f64> = values.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite() && *h < domain.hi()).collect();
+    knots.extend(jumps.iter().flat_map(|j| [j - delta, j + delta]).filter(|z| domain.contains(*z)));
+    knots.sort_by(f64::total_cmp);
+    knots.dedup();
+    let tails = [Side::Left, Side::Right].map(|side| asymptote(&values, *domain, side));
+    let most = budget.neurons.min(MOST_FITTED);
+    let counts: Vec<usize> = match budget.tolerance {
+        None => vec![most],
+        Some(_) => {
+            let mut c: Vec<usize> = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32].into_iter().filter(|n| *n < most).collect();
+            c.push(most);
+            c
+        }
+    };
+    for neurons in counts {
+        let problem = minimax::Problem {
+            source,
+            gated: *form == Form::Gated,
+            domain: (domain.lo(), domain.hi()),
+            target: &hull,
+            knots: &knots,
+            tails,
+            neurons,
+            max_weight: budget.max_weight.min(format.max()),
+            max_out: budget.max_out,
+            constant: budget.constant,
+        };
+        let Some(fit) = minimax::fit(&problem) else { break };
+        let round = |x: f64| format.round(x);
+        let stack = Stack {
+            source: (*source).clone(),
+            constant: round(fit.constant),
+            neurons: fit
+                .neurons
+                .iter()
+                .map(|n| Neuron {
+                    weight: toward_zero_within(round(n.weight), budget.max_weight, *format),
+                    bias: round(n.bias),
+                    out: round(n.out),
+                    up: match form {
+                        Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), round(b)))),
+                        Form::Plain => None,
+                    },
+                })
+                .collect(),
+        };
+        field.enter(Candidate { stack, ideal: None, method: Method::Fit })?;
+        let met = |s: &Solution| s.certificate.status() != Status::BestEffort;
+        if budget.tolerance.is_some() && field.best.as_ref().is_some_and(met) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Rounding may carry a weight over its limit; the largest number of the format within it will do.
+fn toward_zero_within(x: f64, limit: f64, format: Format) -> f64 {
+    if x.abs() <= limit {
+        return x;
+    }
+    let mut y = format.round(limit);
+    while y > limit {
+        y = format.round(y.next_down() - y * 2f64.powi(-12));
+    }
+    y.copysign(x)
+}
+
+/// (slope, offset) towards an infinite end, from two far values.
+fn asymptote(values: &Values, domain: Domain, side: Side) -> Option<(f64, f64)> {
+    let (end, sign) = match side {
+        Side::Left => (domain.lo(), -1.0),
+        Side::Right => (domain.hi(), 1.0),
+    };
+    if end.is_finite() {
+        return None;
+    }
+    let (a, b) = (sign * 4096.0, sign * 8192.0);
+    let slope = (values.at(b) - values.at(a)) / (b - a);
+    Some((slope, values.at(a) - slope * a))
+}
