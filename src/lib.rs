@@ -3,4 +3,5 @@
 pub mod activation;
 pub mod error;
 pub mod interval;
+pub mod minimax;
 pub mod number;
