@@ -10,6 +10,7 @@ pub mod exact;
 pub mod expr;
 pub mod format;
 pub mod interval;
+pub mod minimax;
 pub mod number;
 pub mod minimax;
 pub mod piecewise;
