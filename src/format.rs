@@ -49,7 +49,7 @@ impl Format {
     }
 
     /// Its largest finite number.
-    pub fn max(self) -> f64 {
+    pub fn largest(self) -> f64 {
         match self {
             Format::F16 => f16::MAX.to_f64(),
             Format::Bf16 => bf16::MAX.to_f64(),

@@ -12,7 +12,6 @@ pub mod format;
 pub mod interval;
 pub mod minimax;
 pub mod number;
-pub mod minimax;
 pub mod piecewise;
 pub mod sae;
 pub mod solve;

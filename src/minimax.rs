@@ -140,7 +140,8 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
         for fit in &mut candidates {
             measure(problem, &fine, fit);
         }
-        let best = candidates.into_iter().filter(|f| f.estimate.is_finite()).min_by(|a, b| a.estimate.total_cmp(&b.estimate));
+        let best =
+            candidates.into_iter().filter(|f| f.estimate.is_finite()).min_by(|a, b| a.estimate.total_cmp(&b.estimate));
         found.extend(best);
     }
     found
@@ -203,11 +204,8 @@ fn reaches(problem: &Problem, fit: &Fit) -> bool {
     let tails = smooth::Source::new(problem.source).tails;
     [(0, problem.domain.0), (1, problem.domain.1)].into_iter().filter(|(_, end)| end.is_infinite()).all(|(side, _)| {
         let Some((slope, _)) = problem.tails[side] else { return false };
-        let own: f64 = fit
-            .neurons
-            .iter()
-            .map(|n| n.out * n.weight * tails[if n.weight > 0.0 { side } else { 1 - side }][1])
-            .sum();
+        let own: f64 =
+            fit.neurons.iter().map(|n| n.out * n.weight * tails[if n.weight > 0.0 { side } else { 1 - side }][1]).sum();
         (own - slope).abs() <= 1e-12 * (1.0 + slope.abs())
     })
 }

@@ -46,7 +46,14 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Budget { neurons: 32, max_weight: DEFAULT_LIMIT, max_out: DEFAULT_LIMIT, tolerance: None, band: 0.0, constant: true }
+        Budget {
+            neurons: 32,
+            max_weight: DEFAULT_LIMIT,
+            max_out: DEFAULT_LIMIT,
+            tolerance: None,
+            band: 0.0,
+            constant: true,
+        }
     }
 }
 
@@ -169,7 +176,9 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
                     unit: power_of_two(budget.max_weight.min(1.0)),
                     radius,
                 };
-                for ideal in steep(target, &setting, &number)?.into_iter().chain(steep_steps(target, &setting, &number)?) {
+                for ideal in
+                    steep(target, &setting, &number)?.into_iter().chain(steep_steps(target, &setting, &number)?)
+                {
                     field.enter_ideal(ideal, Method::Steep)?;
                 }
             }
@@ -184,11 +193,15 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     let binding = field.binding.take();
     let Some(mut solution) = field.best else {
         return Err(Error::unsupported(format!("no stack of {source} neurons for {target} within the limits")).help(
-            binding.map_or_else(|| "choose a bounded domain, or another source".to_string(), |b| format!("what stands in the way: {b}")),
+            binding.map_or_else(
+                || "choose a bounded domain, or another source".to_string(),
+                |b| format!("what stands in the way: {b}"),
+            ),
         ));
     };
     let missed = solution.certificate.status() == Status::BestEffort;
-    solution.binding = if missed || binding.is_some() { binding.or_else(|| Some(blame(request, &solution))) } else { None };
+    solution.binding =
+        if missed || binding.is_some() { binding.or_else(|| Some(blame(request, &solution))) } else { None };
     Ok(solution)
 }
 
@@ -226,7 +239,7 @@ fn power_of_two(x: f64) -> BigRational {
 /// for formats whose small numbers run out.
 fn steepnesses(request: &Request<'_>, jumps: &[f64]) -> Vec<f64> {
     let furthest = jumps.iter().map(|j| j.abs()).fold(1.0, f64::max) + request.budget.band;
-    let top = request.budget.max_weight.min(request.format.max() / (4.0 * furthest));
+    let top = request.budget.max_weight.min(request.format.largest() / (4.0 * furthest));
     if !(top > 0.0) {
         return vec![];
     }
@@ -282,7 +295,10 @@ impl Values {
                 points.extend([*end, end.next_up()]);
             }
         }
-        points.into_iter().map(|z| self.at(z)).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+        points
+            .into_iter()
+            .map(|z| self.at(z))
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
     }
 }
 
@@ -313,8 +329,14 @@ impl Field<'_> {
             self.binding.get_or_insert(reason);
             return Ok(());
         }
-        let claim =
-            Claim { target, stack: &stack, ideal: ideal.as_ref(), domain: *domain, delta: self.delta, tolerance: budget.tolerance };
+        let claim = Claim {
+            target,
+            stack: &stack,
+            ideal: ideal.as_ref(),
+            domain: *domain,
+            delta: self.delta,
+            tolerance: budget.tolerance,
+        };
         let certificate = match certify(&claim) {
             Ok(c) => c,
             // No finite bound for this candidate: another may have one.
@@ -359,7 +381,8 @@ impl Field<'_> {
         let Some(ideal) = &best.ideal else { return Ok(true) };
         let unrounded = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
         let Request { target, domain, budget, .. } = self.request;
-        let claim = Claim { target, stack: &unrounded, ideal: None, domain: *domain, delta: self.delta, tolerance: None };
+        let claim =
+            Claim { target, stack: &unrounded, ideal: None, domain: *domain, delta: self.delta, tolerance: None };
         let f = certify(&claim)?;
         let enough = budget.tolerance.unwrap_or(0.0).max(GOOD_ENOUGH * scale);
         Ok(!(f.epsilon() <= enough))
@@ -405,7 +428,8 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
         }
         values.range((z - delta).max(domain.lo()), (z + delta).min(domain.hi()))
     };
-    let mut knots: Vec<f64> = values.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite() && *h < domain.hi()).collect();
+    let mut knots: Vec<f64> =
+        values.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite() && *h < domain.hi()).collect();
     knots.extend(jumps.iter().flat_map(|j| [j - delta, j + delta]).filter(|z| domain.contains(*z)));
     knots.sort_by(f64::total_cmp);
     knots.dedup();
@@ -428,7 +452,7 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
             knots: &knots,
             tails,
             neurons,
-            max_weight: budget.max_weight.min(format.max()),
+            max_weight: budget.max_weight.min(format.largest()),
             max_out: budget.max_out,
             constant: budget.constant,
         };
@@ -484,4 +508,143 @@ fn asymptote(values: &Values, domain: Domain, side: Side) -> Option<(f64, f64)> 
     let (a, b) = (sign * 4096.0, sign * 8192.0);
     let slope = (values.at(b) - values.at(a)) / (b - a);
     Some((slope, values.at(a) - slope * a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn solved(target: &str, source: &str, form: Form, domain: (f64, f64), budget: Budget) -> Solution {
+        let target: Expr = target.parse().unwrap();
+        let source: Activation = source.parse().unwrap();
+        let domain = Domain::new(domain.0, domain.1).unwrap();
+        let request = Request { target: &target, source: &source, form, format: Format::F64, domain, budget };
+        solve(&request).unwrap_or_else(|e| panic!("{target} from {source}: {e}"))
+    }
+
+    const R: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
+    const B: (f64, f64) = (-8.0, 8.0);
+
+    #[test]
+    fn what_can_be_constructed_is_constructed() {
+        use Form::{Gated, Plain};
+        // target, source, form, domain, neurons, status: the rows of the table of exact constructions
+        for (target, source, form, domain, neurons, status) in [
+            ("relu(z)", "relu", Plain, R, 1, Status::Exact),
+            ("leaky_relu(z)", "relu", Plain, R, 2, Status::Exact),
+            ("abs(z)", "relu", Plain, R, 2, Status::Exact),
+            ("z", "relu", Plain, R, 2, Status::Exact),
+            ("z", "relu", Plain, B, 1, Status::Exact),
+            ("relu6(z)", "relu", Plain, R, 2, Status::Exact),
+            ("hardtanh(z)", "relu", Plain, R, 2, Status::Exact),
+            ("hardsigmoid(z)", "relu", Plain, R, 2, Status::Exact),
+            ("clamp(z, -1, 2)", "relu", Plain, R, 2, Status::Exact),
+            ("-relu(z - 3)", "leaky_relu", Plain, B, 2, Status::Exact),
+            ("relu(z)", "leaky_relu", Plain, R, 2, Status::Exact),
+            ("relu(z)", "abs", Plain, B, 2, Status::Exact),
+            ("hardtanh(z)", "relu6", Plain, R, 1, Status::Exact),
+            ("relu(z)", "hardtanh", Plain, B, 1, Status::Exact),
+            ("3 * z - 1", "silu", Plain, R, 2, Status::Exact),
+            ("z", "gelu", Plain, R, 2, Status::Exact),
+            ("z", "gelu_tanh", Plain, R, 2, Status::Exact),
+            ("z", "quick_gelu", Plain, R, 2, Status::Exact),
+            ("z", "softplus", Plain, R, 2, Status::Exact),
+            ("z", "hardswish", Plain, R, 2, Status::Exact),
+            ("z", "elu", Plain, B, 1, Status::Exact),
+            ("z * z", "relu2", Plain, R, 2, Status::Exact),
+            ("z", "relu2", Plain, R, 4, Status::Exact),
+            ("relu2(z - 1) + z * z", "relu2", Plain, R, 3, Status::Exact),
+            ("z * z - z", "silu", Gated, R, 2, Status::Exact),
+            ("hardswish(z)", "relu", Gated, R, 2, Status::Exact),
+            ("relu2(z)", "relu", Gated, R, 1, Status::Exact),
+            ("silu(z)", "sigmoid", Gated, R, 1, Status::Exact),
+            ("z * sigmoid(2 * z)", "silu", Plain, R, 1, Status::Exact),
+            ("quick_gelu(z)", "silu", Plain, R, 1, Status::Exact),
+            ("silu(z)", "quick_gelu", Plain, R, 1, Status::Exact),
+            ("swish:3(z)", "silu", Plain, R, 1, Status::Exact),
+            ("tanh(z)", "sigmoid", Plain, R, 1, Status::Exact),
+            ("sigmoid(z)", "tanh", Plain, R, 1, Status::Exact),
+            ("celu:2(z)", "elu", Plain, R, 1, Status::Exact),
+            ("selu(z)", "elu:1.6732632423543772848170429916717", Plain, R, 1, Status::Exact),
+            ("softsign(2 * z)", "softsign", Plain, R, 1, Status::Exact),
+            ("mish(z) + 1", "mish", Plain, R, 1, Status::Exact),
+            ("2 * silu(z) - silu(3 * z - 1) + z", "silu", Plain, R, 4, Status::Exact),
+            ("step(z - 2)", "relu", Plain, R, 2, Status::ExactOutside),
+            ("jumprelu(z, 1.5)", "relu", Plain, R, 2, Status::ExactOutside),
+            ("(8 - z) * step(z - 1.5)", "relu", Gated, R, 2, Status::ExactOutside),
+            ("step(z - 2)", "hardtanh", Plain, R, 1, Status::ExactOutside),
+            ("step(z - 2)", "leaky_relu", Plain, R, 2, Status::ExactOutside),
+        ] {
+            let budget = Budget { neurons: 8, band: 0.25, ..Budget::default() };
+            let s = solved(target, source, form, domain, budget);
+            let f = s.certificate.figures();
+            assert_eq!(
+                (f.status, s.stack.neurons.len()),
+                (status, neurons),
+                "{target} from {source}: {f:?} {:?}",
+                s.stack
+            );
+            let worst = f.epsilon_outside.unwrap_or(f.epsilon);
+            assert!(worst <= 1e-13 && f.eta <= 1e-15, "{target} from {source}: {f:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_constant_neurons_carry_it() {
+        for (target, source, neurons) in
+            [("hardtanh(z)", "relu", 3), ("z + 1", "silu", 4), ("z + 1", "relu", 3), ("1/3", "sigmoid", 1)]
+        {
+            let budget = Budget { constant: false, ..Budget::default() };
+            let s = solved(target, source, Form::Plain, R, budget);
+            assert_eq!(
+                (s.certificate.status(), s.stack.neurons.len(), s.stack.constant),
+                (Status::Exact, neurons, 0.0),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn steep_neurons_and_fits_are_certified() {
+        for (target, source, form, domain, neurons, constant, bound) in [
+            ("gelu(z)", "silu", Form::Plain, B, 1, false, 0.0145),
+            ("gelu(z)", "relu", Form::Plain, B, 8, true, 8e-3),
+            ("relu(z)", "silu", Form::Plain, R, 1, true, 0.2785 / DEFAULT_LIMIT),
+            ("jumprelu(z, 1.5)", "silu", Form::Gated, (-110.0, 140.0), 3, true, 1e-3),
+            ("jumprelu(z, 1.5)", "gelu", Form::Plain, (-110.0, 140.0), 3, true, 1e-3),
+            ("step(z - 2)", "sigmoid", Form::Plain, R, 1, true, 1e-9),
+            ("silu(z) * step(z - 2)", "silu", Form::Plain, B, 6, true, 0.2),
+        ] {
+            let budget = Budget { neurons, constant, band: 0.1, ..Budget::default() };
+            let s = solved(target, source, form, domain, budget);
+            let f = s.certificate.figures();
+            assert!(f.epsilon <= bound, "{target} from {source}: {f:?} by {:?}", s.method);
+        }
+    }
+
+    #[test]
+    fn impossible_budgets_are_errors_and_missed_tolerances_are_not() {
+        let target: Expr = "gelu(z)".parse().unwrap();
+        let request = |budget| Request {
+            target: &target,
+            source: &Activation::Silu,
+            form: Form::Plain,
+            format: Format::F64,
+            domain: Domain::new(-8.0, 8.0).unwrap(),
+            budget,
+        };
+        let base = Budget::default();
+        for bad in [
+            Budget { neurons: 0, ..base },
+            Budget { max_weight: 0.0, ..base },
+            Budget { max_out: f64::NAN, ..base },
+            Budget { tolerance: Some(-1.0), ..base },
+            Budget { band: f64::INFINITY, ..base },
+        ] {
+            assert!(solve(&request(bad)).unwrap_err().is_input());
+        }
+        let s = solve(&request(Budget { neurons: 1, tolerance: Some(1e-9), ..base })).unwrap();
+        assert_eq!(s.certificate.status(), Status::BestEffort);
+        assert!(s.binding.unwrap().contains("number of neurons"));
+    }
 }

@@ -338,6 +338,9 @@ pub fn read_vector(path: impl AsRef<Path>, name: &str) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use half::{bf16, f16};
+    use safetensors::tensor::Dtype;
+
     use super::*;
     use proptest::prelude::*;
     use safetensors::tensor::{TensorView, serialize};

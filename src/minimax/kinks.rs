@@ -290,7 +290,12 @@ impl<'a> Polylines<'a> {
                         let weight = sign * size;
                         return Some((
                             0.0,
-                            vec![Neuron { weight, bias: zero - weight * cross, out: slope / (weight * k.right), up: None }],
+                            vec![Neuron {
+                                weight,
+                                bias: zero - weight * cross,
+                                out: slope / (weight * k.right),
+                                up: None,
+                            }],
                         ));
                     }
                 }

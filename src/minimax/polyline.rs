@@ -58,7 +58,8 @@ impl Lines {
         let x = z - self.anchor;
         self.excess.clear();
         self.excess.extend(self.vertices.iter().map(|(m, v)| sign * (v + m * x - bound)));
-        let (low, high) = self.excess.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |s, e| (s.0.min(*e), s.1.max(*e)));
+        let (low, high) =
+            self.excess.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |s, e| (s.0.min(*e), s.1.max(*e)));
         if low > 0.0 {
             return false;
         }
@@ -110,7 +111,8 @@ impl Tube {
             let mut whole_last = None;
             let mut failed: Option<(usize, f64)> = None;
             // With a prescribed last slope: does a line of that slope already reach the end from here?
-            let want_last = self.last.filter(|_| !(links.is_empty() && self.first.is_some_and(|f| Some(f) != self.last)));
+            let want_last =
+                self.last.filter(|_| !(links.is_empty() && self.first.is_some_and(|f| Some(f) != self.last)));
             let attempts: &[bool] = if want_last.is_some() { &[true, false] } else { &[false] };
             let mut lines = Lines::new(self.z[start], (lo(start), hi(start)), free);
             for &as_last in attempts {

@@ -24,8 +24,14 @@ pub(super) struct Source {
 
 enum Kind {
     /// σ(t) = table(rate·t)/rate within ±REACH
-    Table { rate: f64, coefficients: Vec<[f64; 6]> },
-    Pieces { knots: Vec<f64>, pieces: Vec<[f64; 3]> },
+    Table {
+        rate: f64,
+        coefficients: Vec<[f64; 6]>,
+    },
+    Pieces {
+        knots: Vec<f64>,
+        pieces: Vec<[f64; 3]>,
+    },
     Softsign,
 }
 
@@ -48,7 +54,9 @@ impl Source {
                     // Families with an inner scale share the table of their unit member.
                     let (unit, rate) = match (activation.swish_beta(), activation) {
                         (Some(beta), _) => (Activation::Silu, beta.to_f64()),
-                        (None, Activation::Celu(a)) => (Activation::Celu(crate::number::Number::one()), 1.0 / a.to_f64()),
+                        (None, Activation::Celu(a)) => {
+                            (Activation::Celu(crate::number::Number::one()), 1.0 / a.to_f64())
+                        }
                         _ => (activation.clone(), 1.0),
                     };
                     Kind::Table { rate, coefficients: table(&unit) }
@@ -377,7 +385,13 @@ impl<'a> Model<'a> {
         let residual = |f: &[f64], r: &mut [f64]| {
             for (row, (f, r)) in f.iter().zip(r).enumerate() {
                 let (lo, hi) = self.hull(points, row, heavy);
-                *r = if *f > hi { f - hi } else if *f < lo { f - lo } else { 0.0 };
+                *r = if *f > hi {
+                    f - hi
+                } else if *f < lo {
+                    f - lo
+                } else {
+                    0.0
+                };
             }
         };
         let norm = |r: &[f64], w: &[f64]| r.iter().zip(w).map(|(r, w)| w * r * r).sum::<f64>();
@@ -466,7 +480,14 @@ impl<'a> Model<'a> {
     }
 
     /// Sequential linear programming on `points`, judged on `judge`; stops on relative gains below `tolerance`.
-    fn descend(&self, start: Stack, points: &mut Points, judge: Option<&Samples>, steps: usize, tolerance: f64) -> (Stack, f64, usize) {
+    fn descend(
+        &self,
+        start: Stack,
+        points: &mut Points,
+        judge: Option<&Samples>,
+        steps: usize,
+        tolerance: f64,
+    ) -> (Stack, f64, usize) {
         let n = start.w.len();
         let (k, cols) = (self.per_neuron(), self.variables(n));
         let mut scratch = Vec::new();
@@ -505,12 +526,14 @@ impl<'a> Model<'a> {
                 let limit = self.box_p(w, b);
                 for (j, v) in [(i * k, stack.p[i]), (i * k + 1, stack.q[i])].into_iter().take(k - 2) {
                     unit[j] = radius * (2.0 * v.abs() + 0.2 * top);
-                    (lower[j], upper[j]) = (lower[j].max((-limit - v) / unit[j]).min(0.0), upper[j].min((limit - v) / unit[j]).max(0.0));
+                    (lower[j], upper[j]) =
+                        (lower[j].max((-limit - v) / unit[j]).min(0.0), upper[j].min((limit - v) / unit[j]).max(0.0));
                 }
                 let j = i * k + k - 2;
                 unit[j] = radius * (w.abs() + 0.3 / self.width());
                 let (lo, hi) = self.box_w(w);
-                (lower[j], upper[j]) = (lower[j].max((lo - w) / unit[j]).min(0.0), upper[j].min((hi - w) / unit[j]).max(0.0));
+                (lower[j], upper[j]) =
+                    (lower[j].max((lo - w) / unit[j]).min(0.0), upper[j].min((hi - w) / unit[j]).max(0.0));
                 unit[j + 1] = radius * (1.0 + 0.5 * c.abs());
             }
             if self.constant {
@@ -564,8 +587,7 @@ impl<'a> Model<'a> {
     fn linear_only(&self, stack: &Stack, points: &Points, error: f64) -> Option<Stack> {
         let n = stack.w.len();
         let (k, cols) = (self.per_neuron(), self.variables(n));
-        let linear: Vec<usize> =
-            (0..cols).filter(|j| *j == n * k || j % k < k - 2).collect();
+        let linear: Vec<usize> = (0..cols).filter(|j| *j == n * k || j % k < k - 2).collect();
         let (mut jac, mut f) = (Vec::new(), Vec::new());
         self.jacobian(stack, points, HEAVY, &mut jac);
         self.values(stack, points, HEAVY, &mut f);
@@ -751,7 +773,12 @@ impl<'a> Search<'a> {
         search.dictionary();
         let mut empty = Stack::default();
         if search.model.constant {
-            let (lo, hi) = search.coarse.lo.iter().zip(&search.coarse.hi).fold((f64::INFINITY, f64::NEG_INFINITY), |s, (l, h)| (s.0.min(*h), s.1.max(*l)));
+            let (lo, hi) = search
+                .coarse
+                .lo
+                .iter()
+                .zip(&search.coarse.hi)
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |s, (l, h)| (s.0.min(*h), s.1.max(*l)));
             empty.constant = 0.5 * (lo + hi);
             if !search.model.infinite.is_empty() {
                 empty.constant = search.model.infinite[0].2;
@@ -837,7 +864,15 @@ impl<'a> Search<'a> {
         let mut f = Vec::new();
         m.values(base, points, 1.0, &mut f);
         let mut r: Vec<f64> = (0..rows)
-            .map(|i| if f[i] > points.hi[i] { f[i] - points.hi[i] } else if f[i] < points.lo[i] { f[i] - points.lo[i] } else { 0.0 })
+            .map(|i| {
+                if f[i] > points.hi[i] {
+                    f[i] - points.hi[i]
+                } else if f[i] < points.lo[i] {
+                    f[i] - points.lo[i]
+                } else {
+                    0.0
+                }
+            })
             .collect();
         for o in &q {
             let d = dot(&r, o);
@@ -937,16 +972,33 @@ impl<'a> Search<'a> {
         let mut jobs: Vec<(Stack, usize, usize)> = Vec::new();
         let take = if wide { 4 } else { 2 };
         for (s, _) in self.levels[n - 1].iter().take(take) {
-            jobs.push((s.clone(), 1, if n == 1 { 16 } else if wide { 5 } else { 4 }));
+            jobs.push((
+                s.clone(),
+                1,
+                if n == 1 {
+                    16
+                } else if wide {
+                    5
+                } else {
+                    4
+                },
+            ));
         }
         if n >= 2 {
             for (s, _) in self.levels[n - 2].iter().take(if wide { 2 } else { 1 }) {
                 jobs.push((s.clone(), 2, if n == 2 { 10 } else { 4 }));
             }
         }
-        let grown: Vec<Vec<Stack>> = jobs.par_iter().map(|(s, group, count)| self.extensions(s, *group, *count)).collect();
+        let grown: Vec<Vec<Stack>> =
+            jobs.par_iter().map(|(s, group, count)| self.extensions(s, *group, *count)).collect();
         starts.extend(grown.into_iter().flatten());
-        for _ in 0..if n == 1 { 0 } else if wide { 14 } else { 6 } {
+        for _ in 0..if n == 1 {
+            0
+        } else if wide {
+            14
+        } else {
+            6
+        } {
             let mut s = Stack::default();
             for _ in 0..n {
                 let atom = &self.atoms[self.random.below(self.atoms.len())];
