@@ -767,11 +767,11 @@ impl Search {
             wanted_down |= *d;
             let (rise, fall) = excess(z, jet);
             if *u {
-                let lipschitz = slope_bound(z, jet, at_l[k].hi(), at_r[k].hi());
+                let lipschitz = lipschitz_bound(z, jet, at_l[k].hi(), at_r[k].hi());
                 up = up.min((Interval::point(ends_hi) + rise).hi().min(lipschitz).min(jet.v.hi()).max(ends_hi));
             }
             if *d {
-                let lipschitz = slope_bound(z, jet, -at_l[k].lo(), -at_r[k].lo());
+                let lipschitz = lipschitz_bound(z, jet, -at_l[k].lo(), -at_r[k].lo());
                 down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
             }
         }
@@ -845,7 +845,7 @@ fn excess(z: Interval, jet: crate::activation::Jet) -> (Interval, Interval) {
 }
 
 /// F ≤ F(l) + s(x − l) and F ≤ F(r) + s(r − x) with s = sup|F′| give F ≤ (F(l) + F(r))/2 + s·h/2.
-fn slope_bound(z: Interval, jet: crate::activation::Jet, at_l: f64, at_r: f64) -> f64 {
+fn lipschitz_bound(z: Interval, jet: crate::activation::Jet, at_l: f64, at_r: f64) -> f64 {
     if !jet.d1.is_finite() {
         return f64::INFINITY;
     }
@@ -987,6 +987,50 @@ fn asymptote(n: &Normal, at: &BigRational, start: f64, sign: f64) -> Asymptote {
         higher: c[2..].iter().any(|x| *x != Interval::ZERO),
         remainder: remainder.hi(),
     }
+}
+
+/// Upper bound of |φ| on a bounded domain.
+///
+/// Errors: the target cannot be cut, or the domain is unbounded.
+pub fn value_bound(target: &Expr, domain: Domain) -> Result<f64> {
+    bound_over_pieces(target, domain, |jet| jet.v.mag())
+}
+
+/// Upper bound of |φ′| off the jumps of φ, on a bounded domain.
+///
+/// Errors: the target cannot be cut, or the domain is unbounded.
+pub fn slope_bound(target: &Expr, domain: Domain) -> Result<f64> {
+    bound_over_pieces(target, domain, |jet| jet.d1.mag())
+}
+
+/// Splitting pieces this often brings natural extension close to the true range.
+const BOUND_SPLITS: u32 = 64;
+
+fn bound_over_pieces(target: &Expr, domain: Domain, f: impl Fn(&crate::activation::Jet) -> f64) -> Result<f64> {
+    if !domain.is_bounded() {
+        return Err(Error::input("a bound on the target's size needs a bounded domain"));
+    }
+    let (lo, hi) = domain.ends();
+    let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
+    let mut bound = 0f64;
+    for piece in &pieces {
+        let (Some(l), Some(h)) = (&piece.lo, &piece.hi) else { unreachable!("the domain is bounded") };
+        let middle = (l + h) / BigRational::from_integer(2.into());
+        let program = Program::new(&piece.forms[0], &middle);
+        let (l, h) = (enclose(l).lo(), enclose(h).hi());
+        // A line needs no splitting.
+        let line = piece.forms[0].as_normal().and_then(Normal::as_poly).is_some_and(|p| p.degree() <= 1);
+        let n = if line { 1 } else { BOUND_SPLITS };
+        let at = |k: u32| if k == n { h } else { l + (h - l) * f64::from(k) / f64::from(n) };
+        for k in 0..n {
+            let value = f(&program.jet(Interval::new(at(k).min(h), at(k + 1).min(h))));
+            if !value.is_finite() {
+                return Err(Error::unsupported("the target is not bounded on the domain"));
+            }
+            bound = bound.max(value);
+        }
+    }
+    Ok(bound)
 }
 
 #[cfg(test)]

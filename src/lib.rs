@@ -3,20 +3,28 @@
 pub mod activation;
 pub mod algebra;
 pub mod atom;
+pub mod block;
 pub mod canonical;
+pub mod certificate;
 pub mod certify;
+pub mod compile;
+pub mod derive;
 pub mod error;
 pub mod exact;
 pub mod expr;
 pub mod format;
 pub mod interval;
+pub mod intervention;
 pub mod minimax;
 pub mod number;
 pub mod piecewise;
+pub mod ridge;
 pub mod sae;
 pub mod solve;
 pub mod spec;
 pub mod stack;
 pub mod tensors;
+pub mod verify;
 
+pub use compile::{Compiled, Options, PreActivation, Response, Target, compile};
 pub use error::Error;

@@ -18,6 +18,26 @@ pub enum Form {
     Plain,
 }
 
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Form::Gated => "gated",
+            Form::Plain => "plain",
+        })
+    }
+}
+
+impl std::str::FromStr for Form {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "gated" => Ok(Form::Gated),
+            "plain" => Ok(Form::Plain),
+            _ => Err(Error::input(format!("unknown form '{}'", text.escape_debug())).help("'gated' or 'plain'")),
+        }
+    }
+}
+
 /// One hidden unit as a function of a pre-activation z: out·σ(weight·z + bias), times (up.0·z + up.1) when gated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neuron<T> {

@@ -264,6 +264,14 @@ impl Tensor<'_> {
         (0..self.len()).map(|k| self.get(k)).collect()
     }
 
+    /// All values, the last axis running fastest.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn values(&self) -> Result<Vec<f64>> {
+        (0..self.len()).map(|k| self.get(k)).collect()
+    }
+
     /// One row of a two-dimensional tensor.
     ///
     /// # Errors

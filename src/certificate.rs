@@ -1,0 +1,339 @@
+//! The certificate's file: everything that a stranger needs in order to check a block. `docs/certificate.md` defines it.
+
+use std::path::Path;
+
+use base64::Engine;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::activation::Activation;
+use crate::certify::{Domain, Figures};
+use crate::derive::{BlockProof, ResponseClaim, Rounding, Total};
+use crate::error::{At, Error, Result};
+use crate::expr::Expr;
+use crate::format::Format;
+use crate::number::Number;
+use crate::ridge::split;
+use crate::stack::{Form, Neuron, Stack};
+
+/// The version of the file format.
+pub const VERSION: u32 = 1;
+/// File names inside an output directory.
+pub const CERTIFICATE_FILE: &str = "certificate.json";
+/// The weights.
+pub const BLOCK_FILE: &str = "block.safetensors";
+/// The picture.
+pub const REPORT_FILE: &str = "report.svg";
+
+/// `certificate.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFile {
+    /// 1
+    pub version: u32,
+    /// the arithmetic that the bounds speak of: "real"
+    pub arithmetic: String,
+    /// σ
+    pub source: Activation,
+    /// "gated" or "plain"
+    pub form: Form,
+    /// the number format of the weights
+    pub format: Format,
+    /// d
+    pub hidden_size: usize,
+    /// h
+    pub intermediate_size: usize,
+    /// R: the bounds hold for ‖x‖ ≤ R; null: they speak of the pre-activations only
+    pub norm: Option<f64>,
+    /// SHA-256 of block.safetensors, in hexadecimal
+    pub block_sha256: String,
+    /// what the block does
+    pub responses: Vec<ResponseFile>,
+    /// the sum over the responses; null without a norm
+    pub total: Option<Total>,
+}
+
+/// One response in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseFile {
+    /// in words
+    pub name: String,
+    /// the response as asked for, possibly of several pre-activations
+    pub expression: Expr,
+    /// the index of the pre-activation that this entry is about
+    pub pre_activation: usize,
+    /// the part of `expression` that depends on it, in z
+    pub target: Expr,
+    /// z = ⟨w, x⟩ + b
+    pub w: Array,
+    /// z = ⟨w, x⟩ + b
+    pub b: f64,
+    /// the write direction
+    pub v: Array,
+    /// the values of z for which this holds
+    pub domain: Ends,
+    /// the tolerance asked for
+    pub tolerance: Option<f64>,
+    /// the first hidden unit; the neurons follow one another
+    pub first_unit: usize,
+    /// the output constant (in `down_proj.bias`, times v)
+    pub constant: f64,
+    /// the neurons as functions of z
+    pub neurons: Vec<NeuronFile<f64>>,
+    /// constant and neurons before rounding, exact rationals; null for fits
+    pub ideal: Option<IdealFile>,
+    /// what is proved about the neurons
+    pub certificate: Figures,
+    /// what is proved about the rounding of the rows and columns; null without a norm
+    pub rounding: Option<Rounding>,
+}
+
+/// A stack before rounding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdealFile {
+    /// output constant
+    pub constant: Number,
+    /// neurons
+    pub neurons: Vec<NeuronFile<Number>>,
+}
+
+/// A neuron in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum NeuronFile<T> {
+    /// out·σ(gate_weight·z + gate_bias)·(up_weight·z + up_bias)
+    Gated {
+        /// gate
+        gate_weight: T,
+        /// gate
+        gate_bias: T,
+        /// up
+        up_weight: T,
+        /// up
+        up_bias: T,
+        /// output
+        out: T,
+    },
+    /// out·σ(weight·z + bias)
+    Plain {
+        /// inner weight
+        weight: T,
+        /// inner bias
+        bias: T,
+        /// output
+        out: T,
+    },
+}
+
+impl<T: Clone> NeuronFile<T> {
+    /// As it stands in a file.
+    pub fn new(n: &Neuron<T>) -> Self {
+        let (weight, bias, out) = (n.weight.clone(), n.bias.clone(), n.out.clone());
+        match n.up.clone() {
+            Some((up_weight, up_bias)) => {
+                NeuronFile::Gated { gate_weight: weight, gate_bias: bias, up_weight, up_bias, out }
+            }
+            None => NeuronFile::Plain { weight, bias, out },
+        }
+    }
+
+    fn neuron(&self) -> Neuron<T> {
+        match self.clone() {
+            NeuronFile::Gated { gate_weight, gate_bias, up_weight, up_bias, out } => {
+                Neuron { weight: gate_weight, bias: gate_bias, out, up: Some((up_weight, up_bias)) }
+            }
+            NeuronFile::Plain { weight, bias, out } => Neuron { weight, bias, out, up: None },
+        }
+    }
+}
+
+/// The ends of an interval; infinite ones are the strings "-inf" and "inf".
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ends(End, End);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct End(f64);
+
+impl Serialize for End {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        match self.0 {
+            f64::INFINITY => s.serialize_str("inf"),
+            f64::NEG_INFINITY => s.serialize_str("-inf"),
+            x => s.serialize_f64(x),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for End {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(f64),
+            Text(String),
+        }
+        match Either::deserialize(d)? {
+            Either::Number(x) => Ok(End(x)),
+            Either::Text(t) if t == "inf" => Ok(End(f64::INFINITY)),
+            Either::Text(t) if t == "-inf" => Ok(End(f64::NEG_INFINITY)),
+            Either::Text(t) => {
+                Err(serde::de::Error::custom(format!("'{t}' is neither a number nor \"-inf\" nor \"inf\"")))
+            }
+        }
+    }
+}
+
+impl From<Domain> for Ends {
+    fn from(d: Domain) -> Self {
+        Ends(End(d.lo()), End(d.hi()))
+    }
+}
+
+impl Ends {
+    fn domain(self) -> Result<Domain> {
+        Domain::new(self.0.0, self.1.0)
+    }
+}
+
+/// A vector of floats: little-endian bytes in base64.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Array {
+    /// "f32" or "f64"
+    dtype: Format,
+    /// number of elements
+    len: usize,
+    /// base64 (standard alphabet, padded)
+    data: String,
+}
+
+impl Array {
+    /// Packs a vector, in f32 where that loses nothing.
+    pub fn new(values: &[f64]) -> Self {
+        let narrow = values.iter().all(|x| f64::from(*x as f32).to_bits() == x.to_bits());
+        let dtype = if narrow { Format::F32 } else { Format::F64 };
+        let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
+        values.iter().for_each(|x| dtype.write(*x, &mut bytes));
+        Array { dtype, len: values.len(), data: base64::engine::general_purpose::STANDARD.encode(bytes) }
+    }
+
+    /// Unpacks. Errors: broken base64, another length than stated, a number that is not finite.
+    pub fn values(&self) -> Result<Vec<f64>> {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(&self.data)
+            .map_err(|e| Error::input(format!("broken base64: {e}")))?;
+        let size = self.dtype.bytes();
+        if Some(bytes.len()) != self.len.checked_mul(size) {
+            return Err(Error::input(format!(
+                "{} bytes where {} elements of {} are stated",
+                bytes.len(),
+                self.len,
+                self.dtype
+            )));
+        }
+        let values: Vec<f64> = bytes.chunks_exact(size).filter_map(|b| self.dtype.read(b)).collect();
+        match values.iter().position(|x| !x.is_finite()) {
+            Some(k) => Err(Error::input(format!("element {k} is {}", values[k]))),
+            None => Ok(values),
+        }
+    }
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl CertificateFile {
+    /// Reads the file. Errors: it is missing, malformed, of another version or arithmetic.
+    pub fn read(path: &Path) -> Result<Self> {
+        let place = || path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read", e)).at(place)?;
+        let file: CertificateFile =
+            serde_json::from_str(&text).map_err(|e| Error::input(format!("not a certificate: {e}"))).at(place)?;
+        if file.version != VERSION {
+            return Err(Error::unsupported(format!(
+                "certificate version {}, this program knows {VERSION}",
+                file.version
+            ))
+            .at(place()));
+        }
+        if file.arithmetic != "real" {
+            return Err(
+                Error::unsupported(format!("arithmetic '{}', this program knows 'real'", file.arithmetic)).at(place())
+            );
+        }
+        Ok(file)
+    }
+
+    /// The file's text.
+    pub fn to_json(&self) -> String {
+        let mut text =
+            serde_json::to_string_pretty(self).expect("a certificate has no map with other keys than strings");
+        text.push('\n');
+        text
+    }
+
+    /// What the file claims of each response, ready for derivation.
+    ///
+    /// Errors: an array or a domain is malformed, or a target is not the part of its expression that it claims to be.
+    pub fn claims(&self) -> Result<Vec<ResponseClaim>> {
+        self.responses.iter().map(|r| self.claim(r).at(|| r.name.clone())).collect()
+    }
+
+    fn claim(&self, r: &ResponseFile) -> Result<ResponseClaim> {
+        let parts = split(&r.expression)?;
+        if !parts.iter().any(|(k, e)| *k == r.pre_activation && *e == r.target) {
+            return Err(Error::disagreement(format!(
+                "the target {} is not what {} asks of pre-activation {}",
+                r.target, r.expression, r.pre_activation
+            )));
+        }
+        let end =
+            r.first_unit.checked_add(r.neurons.len()).ok_or_else(|| Error::input("hidden units beyond all bounds"))?;
+        let ideal = r.ideal.as_ref().map(|i| Stack {
+            source: self.source.clone(),
+            constant: i.constant.clone(),
+            neurons: i.neurons.iter().map(NeuronFile::neuron).collect(),
+        });
+        Ok(ResponseClaim {
+            name: r.name.clone(),
+            target: r.target.clone(),
+            w: r.w.values().at(|| "w".into())?,
+            b: r.b,
+            v: r.v.values().at(|| "v".into())?,
+            domain: r.domain.domain()?,
+            delta: r.certificate.delta,
+            tolerance: r.tolerance,
+            units: r.first_unit..end,
+            stack: Stack {
+                source: self.source.clone(),
+                constant: r.constant,
+                neurons: r.neurons.iter().map(NeuronFile::neuron).collect(),
+            },
+            ideal,
+        })
+    }
+
+    /// Compares the figures in the file with derived ones. Error: the first that differs, with both values.
+    pub fn agrees_with(&self, proof: &BlockProof) -> Result<()> {
+        for (r, p) in self.responses.iter().zip(&proof.responses) {
+            differ("certificate", &r.certificate, p.figures()).at(|| r.name.clone())?;
+            differ("rounding", &r.rounding, &p.rounding).at(|| r.name.clone())?;
+        }
+        if self.responses.len() != proof.responses.len() {
+            return Err(Error::disagreement("another number of responses"));
+        }
+        differ("total", &self.total, &proof.total)
+    }
+}
+
+fn differ<T: PartialEq + Serialize>(what: &str, claimed: &T, derived: &T) -> Result<()> {
+    if claimed == derived {
+        return Ok(());
+    }
+    let text = |x: &T| serde_json::to_string(x).unwrap_or_default();
+    Err(Error::disagreement(format!("{what}: the file says {}\n  but derived is {}", text(claimed), text(derived))))
+}

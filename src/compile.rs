@@ -1,0 +1,405 @@
+//! The pipeline: an intervention becomes a block with its certificate.
+
+use std::path::Path;
+
+use nalgebra::{DMatrix, DVector};
+use rayon::prelude::*;
+
+use crate::activation::Activation;
+use crate::block::Block;
+use crate::certificate::{
+    Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, IdealFile, NeuronFile, ResponseFile, VERSION, sha256,
+};
+use crate::certify::{Domain, jumps};
+use crate::derive::{BlockProof, ResponseClaim, derive};
+use crate::error::{At, Error, Result};
+use crate::expr::Expr;
+use crate::format::Format;
+use crate::ridge::split;
+use crate::solve::{Budget, Request, Solution, solve};
+use crate::stack::{Form, Neuron, Stack};
+
+/// z = ⟨w, x⟩ + b
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreActivation {
+    /// [d]
+    pub w: Vec<f64>,
+    /// offset
+    pub b: f64,
+}
+
+/// A scalar function of pre-activations, and the direction that it is added along.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// for people
+    pub name: String,
+    /// c(z, z_1, …)
+    pub expr: Expr,
+    /// z, z_1, …
+    pub pre_activations: Vec<PreActivation>,
+    /// v, [d]
+    pub write: Vec<f64>,
+    /// the values of the pre-activations for which the certificate is to hold
+    pub domain: Domain,
+    /// radius of the band around jumps
+    pub band: f64,
+}
+
+/// An intervention: x ← x + Σ_j c_j(z)·v_j, all reading the same x.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Target {
+    /// at least one
+    pub responses: Vec<Response>,
+}
+
+/// What the host can compute, what the block may cost, and where the certificate is to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// the host's activation σ
+    pub source: Activation,
+    /// the host's form
+    pub form: Form,
+    /// the number format of the weights
+    pub format: Format,
+    /// do the projections have biases?
+    pub biases: bool,
+    /// limits for each response (its band is the response's own)
+    pub budget: Budget,
+    /// R: the certificate holds for ‖x‖ ≤ R; without it, it speaks of the pre-activations only
+    pub norm: Option<f64>,
+}
+
+impl Default for Options {
+    /// A Llama-style MLP with f32 weights, biases, and a tolerance of 1e-3 per response.
+    fn default() -> Self {
+        Options {
+            source: Activation::Silu,
+            form: Form::Gated,
+            format: Format::F32,
+            biases: true,
+            budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
+            norm: None,
+        }
+    }
+}
+
+/// A certified block.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// the weights
+    pub block: Block,
+    /// what is proved of them
+    pub proof: BlockProof,
+    /// the same, as a file
+    pub certificate: CertificateFile,
+    /// how each response came about, in the order of the certificate's responses
+    pub solutions: Vec<Solution>,
+}
+
+/// One response of one pre-activation.
+struct Part<'a> {
+    response: &'a Response,
+    index: usize,
+    target: Expr,
+}
+
+/// Compiles an intervention into a block.
+///
+/// spec → intervention → expression → canonical form → solve → round → certify → lower, then certify once more what was
+/// lowered: the certificate speaks of the block's own numbers.
+///
+/// Errors: vectors of different lengths, numbers that are not finite, budgets impossible by their own terms, a response
+/// that jumps without a band, a response that one layer cannot compute. A missed tolerance is not an error: see
+/// [`Compiled::met`].
+///
+/// ```
+/// use neurograft::{Options, PreActivation, Response, Target, compile};
+/// use neurograft::certify::{Domain, Status};
+///
+/// // Ablate a feature that fires above 0.75: x ← x − z·1[z > 0.75]·v with z = ⟨w, x⟩ − 0.5.
+/// let response = Response {
+///     name: "ablate".into(),
+///     expr: "-jumprelu(z, 0.75)".parse()?,
+///     pre_activations: vec![PreActivation { w: vec![0.6, 0.8], b: -0.5 }],
+///     write: vec![1.0, 0.0],
+///     domain: Domain::new(-20.0, 20.0)?,
+///     band: 0.01,
+/// };
+/// let options = Options { norm: Some(20.0), ..Options::default() };
+/// let compiled = compile(&Target { responses: vec![response] }, &options)?;
+///
+/// assert!(compiled.met());
+/// let figures = compiled.proof.responses[0].figures();
+/// assert_eq!(figures.status, Status::Within);
+/// assert!(figures.epsilon_outside.unwrap() < 1e-3);
+/// # Ok::<(), neurograft::Error>(())
+/// ```
+pub fn compile(target: &Target, options: &Options) -> Result<Compiled> {
+    compile_with_progress(target, options, &|_, _| {})
+}
+
+/// [`compile`], reporting (responses done, responses in all) as it goes.
+pub fn compile_with_progress(
+    target: &Target,
+    options: &Options,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Compiled> {
+    let hidden_size = check(target)?;
+    let parts = parts(target)?;
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    let solutions: Vec<Solution> = parts
+        .par_iter()
+        .map(|part| {
+            let solution = solve_part(part, options).at(|| part.response.name.clone());
+            progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), parts.len());
+            solution
+        })
+        .collect::<Result<_>>()?;
+    let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
+    let proof = derive(&block, &claims, options.norm)?;
+    let certificate = describe(&block, &parts, &claims, &proof, options)?;
+    Ok(Compiled { block, proof, certificate, solutions })
+}
+
+impl Compiled {
+    /// Is every tolerance met?
+    pub fn met(&self) -> bool {
+        self.proof.responses.iter().all(|r| r.figures().status != crate::certify::Status::BestEffort)
+    }
+
+    /// Writes `block.safetensors` and `certificate.json` into a directory, which is made if it is not there. Each file is
+    /// written beside its place and then renamed.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
+        write_file(&dir.join(BLOCK_FILE), &self.block.to_safetensors()?)?;
+        write_file(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
+    }
+}
+
+/// Writes a file through a temporary one in the same directory.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let place = |e| Error::io(format!("cannot write {}", path.display()), e);
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(place)?;
+    file.write_all(bytes).map_err(place)?;
+    file.as_file().sync_all().map_err(place)?;
+    file.persist(path).map_err(|e| place(e.error))?;
+    Ok(())
+}
+
+/// Checks lengths and numbers; returns the hidden size.
+fn check(target: &Target) -> Result<usize> {
+    let Some(first) = target.responses.first() else {
+        return Err(Error::input("an intervention without responses").help("name at least one"));
+    };
+    let d = first.write.len();
+    if d == 0 {
+        return Err(Error::input("a write direction of length 0").at(first.name.clone()));
+    }
+    for r in &target.responses {
+        let at = |e: Error| e.at(r.name.clone());
+        let need = r.expr.arity();
+        if r.pre_activations.len() < need {
+            return Err(at(Error::input(format!(
+                "{} needs {need} pre-activations, {} are given",
+                r.expr,
+                r.pre_activations.len()
+            ))));
+        }
+        let vectors = r.pre_activations.iter().map(|p| ("w", &p.w)).chain([("the write direction", &r.write)]);
+        for (what, v) in vectors {
+            if v.len() != d {
+                return Err(at(Error::input(format!("{what} has length {}, expected {d}", v.len()))));
+            }
+            if let Some(k) = v.iter().position(|x| !x.is_finite()) {
+                return Err(at(Error::input(format!("{what} is {} at coordinate {k}", v[k]))));
+            }
+        }
+        if let Some(p) = r.pre_activations.iter().find(|p| !p.b.is_finite()) {
+            return Err(at(Error::input(format!("a bias is {}", p.b))));
+        }
+    }
+    Ok(d)
+}
+
+/// Splits every response into parts of one pre-activation each.
+fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
+    let mut out = Vec::new();
+    for response in &target.responses {
+        for (index, target) in split(&response.expr).at(|| response.name.clone())? {
+            if index >= response.pre_activations.len() && !response.pre_activations.is_empty() {
+                return Err(Error::input(format!("no pre-activation {index}")).at(response.name.clone()));
+            }
+            out.push(Part { response, index, target });
+        }
+    }
+    Ok(out)
+}
+
+fn solve_part(part: &Part<'_>, options: &Options) -> Result<Solution> {
+    solve(&Request {
+        target: &part.target,
+        source: &options.source,
+        form: options.form,
+        format: options.format,
+        domain: part.response.domain,
+        budget: Budget { band: part.response.band, constant: options.biases, ..options.budget },
+    })
+}
+
+/// Lays the stacks out as rows and columns in the number format, and says what each row then means.
+fn lower(
+    parts: &[Part<'_>],
+    solutions: &[Solution],
+    options: &Options,
+    d: usize,
+) -> Result<(Block, Vec<ResponseClaim>)> {
+    let round = |x: f64| options.format.round(x);
+    let h: usize = solutions.iter().map(|s| s.stack.neurons.len()).sum();
+    let gated = options.form == Form::Gated;
+    let mut gate = DMatrix::zeros(h, d);
+    let mut gate_bias = DVector::zeros(h);
+    let mut up = DMatrix::zeros(if gated { h } else { 0 }, d);
+    let mut up_bias = DVector::zeros(if gated { h } else { 0 });
+    let mut down = DMatrix::zeros(d, h);
+    let mut constant = vec![0.0; d];
+    let mut claims = Vec::with_capacity(parts.len());
+    let zero = PreActivation { w: vec![0.0; d], b: 0.0 };
+    let mut unit = 0;
+    for (part, solution) in parts.iter().zip(solutions) {
+        let pre = part.response.pre_activations.get(part.index).unwrap_or(&zero);
+        let v = &part.response.write;
+        // Rows are rounded once, from the numbers before rounding where there are such.
+        let nominal: Stack<f64> = match &solution.ideal {
+            Some(ideal) => ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?,
+            None => solution.stack.clone(),
+        };
+        let first = unit;
+        let mut neurons = Vec::with_capacity(nominal.neurons.len());
+        for n in &nominal.neurons {
+            for (k, w) in pre.w.iter().enumerate() {
+                gate[(unit, k)] = round(n.weight * w);
+            }
+            gate_bias[unit] = round(n.weight * pre.b + n.bias);
+            if let Some((p, q)) = n.up {
+                for (k, w) in pre.w.iter().enumerate() {
+                    up[(unit, k)] = round(p * w);
+                }
+                up_bias[unit] = round(p * pre.b + q);
+            }
+            for (k, x) in v.iter().enumerate() {
+                down[(k, unit)] = round(n.out * x);
+            }
+            let column = || down.column(unit).iter().copied().collect::<Vec<f64>>();
+            neurons.push(Neuron {
+                weight: n.weight,
+                bias: gate_bias[unit] - n.weight * pre.b,
+                out: coefficient(&column(), v, n.out),
+                up: n.up.map(|(p, _)| (p, up_bias[unit] - p * pre.b)),
+            });
+            unit += 1;
+        }
+        for (c, x) in constant.iter_mut().zip(v) {
+            *c += nominal.constant * x;
+        }
+        let jumps = jumps(&part.target, part.response.domain)?;
+        claims.push(ResponseClaim {
+            name: part.response.name.clone(),
+            target: part.target.clone(),
+            w: pre.w.clone(),
+            b: pre.b,
+            v: v.clone(),
+            domain: part.response.domain,
+            delta: if jumps.is_empty() { 0.0 } else { part.response.band },
+            tolerance: options.budget.tolerance,
+            units: first..unit,
+            stack: Stack { source: options.source.clone(), constant: nominal.constant, neurons },
+            ideal: solution.ideal.clone(),
+        });
+    }
+    let down_bias = DVector::from_iterator(d, constant.into_iter().map(round));
+    let finite = |name: &str, ok: bool| {
+        if ok {
+            Ok(())
+        } else {
+            Err(Error::unsupported(format!("{name} exceeds the range of {}", options.format))
+                .help("choose a wider number format, or a smaller weight limit"))
+        }
+    };
+    finite("a row of gate_proj", gate.iter().chain(gate_bias.iter()).all(|x| x.is_finite()))?;
+    finite("a row of up_proj", up.iter().chain(up_bias.iter()).all(|x| x.is_finite()))?;
+    finite("down_proj", down.iter().chain(down_bias.iter()).all(|x| x.is_finite()))?;
+    let biased = |v: DVector<f64>, name: &str| {
+        if options.biases {
+            Ok(Some(v))
+        } else if v.iter().all(|x| *x == 0.0) {
+            Ok(None)
+        } else {
+            Err(Error::unsupported(format!("this intervention needs {name}, and the host has no biases")).help(
+                "set biases = true, or give x a coordinate that is constant and fold the biases into its weights",
+            ))
+        }
+    };
+    let block = Block {
+        source: options.source.clone(),
+        form: options.form,
+        format: options.format,
+        gate,
+        gate_bias: biased(gate_bias, "gate biases")?,
+        up: gated.then_some(up),
+        up_bias: if gated { biased(up_bias, "up biases")? } else { None },
+        down,
+        down_bias: biased(down_bias, "an output bias")?,
+    };
+    Ok((block, claims))
+}
+
+/// The multiple of v that is nearest to a rounded column.
+fn coefficient(column: &[f64], v: &[f64], nominal: f64) -> f64 {
+    let exact = column.iter().zip(v).all(|(y, x)| *y == nominal * x);
+    let square: f64 = v.iter().map(|x| x * x).sum();
+    if exact || square == 0.0 { nominal } else { column.iter().zip(v).map(|(y, x)| y * x).sum::<f64>() / square }
+}
+
+fn describe(
+    block: &Block,
+    parts: &[Part<'_>],
+    claims: &[ResponseClaim],
+    proof: &BlockProof,
+    options: &Options,
+) -> Result<CertificateFile> {
+    let responses = parts.iter().zip(claims).zip(&proof.responses).map(|((part, c), p)| ResponseFile {
+        name: c.name.clone(),
+        expression: part.response.expr.clone(),
+        pre_activation: part.index,
+        target: c.target.clone(),
+        w: Array::new(&c.w),
+        b: c.b,
+        v: Array::new(&c.v),
+        domain: c.domain.into(),
+        tolerance: c.tolerance,
+        first_unit: c.units.start,
+        constant: c.stack.constant,
+        neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
+        ideal: c.ideal.as_ref().map(|i| IdealFile {
+            constant: i.constant.clone(),
+            neurons: i.neurons.iter().map(NeuronFile::new).collect(),
+        }),
+        certificate: p.figures().clone(),
+        rounding: p.rounding.clone(),
+    });
+    Ok(CertificateFile {
+        version: VERSION,
+        arithmetic: "real".into(),
+        source: block.source.clone(),
+        form: block.form,
+        format: block.format,
+        hidden_size: block.hidden_size(),
+        intermediate_size: block.intermediate_size(),
+        norm: options.norm,
+        block_sha256: sha256(&block.to_safetensors()?),
+        responses: responses.collect(),
+        total: proof.total.clone(),
+    })
+}

@@ -1,0 +1,301 @@
+//! From certified stacks to a certified block: what the rounding of rows, biases and columns costs.
+//!
+//! Part of the trusted base, without I/O: compiling and verifying both call [`derive`], on the block's matrices and
+//! the claims about them.
+//!
+//! For a response c(z)·v with z = ⟨w, x⟩ + b, hidden unit i has a gate row ĝ, bias p̂, (up row û, bias q̂,) and a column
+//! ŷ in the number format, and is claimed to be the neuron (β, γ, a[, p, q]) of a stack φ̂. All in real arithmetic:
+//!
+//! * ⟨ĝ, x⟩ + p̂ = βz + γ + ⟨ρ, x⟩ + s with ρ = ĝ − βw, s = p̂ − βb − γ, and likewise for the up row.
+//! * One shift r for the whole stack, r = ρ/β of its steepest neuron: ẑ = z + ⟨r, x⟩, |ẑ − z| ≤ ‖r‖·R =: δ_rows. What
+//!   differs between neurons, e = ⟨ρ − βr, x⟩ + s, costs |a|·(sup|σ′|·|e|·sup|u| + (sup|σ| + sup|σ′|·|e|)·|f|) each (f is
+//!   the same for the up row u): ε_rows. Rows that are power-of-two multiples of one another differ by nothing.
+//! * ŷ = a(v + k) + κ with one k for the stack: the write direction is v + k. The column's error is
+//!   sup|φ̂|·‖k‖ + Σ sup|h|·‖κ‖, h the hidden unit's value: `column_error`, a norm in the stream.
+//!
+//! Together, for ‖x‖ ≤ R, z in D, and z at distance > δ + δ_rows from the jumps of c:
+//!
+//! ```text
+//! ‖response − c(z)·v‖ ≤ (ε_outside + η·sup|z| + sup|c′|·δ_rows + ε_rows)·‖v‖ + column_error
+//! ```
+//!
+//! and for every z of D, jumps or not, the response lies within (ε + η·sup|z| + ε_rows)·‖v‖ + column_error of the segment
+//! hull{c(z') : |z' − z| ≤ δ + δ_rows}·v.
+
+use std::ops::Range;
+
+use nalgebra::DVectorView;
+use serde::{Deserialize, Serialize};
+
+use crate::block::Block;
+use crate::certify::{Certificate, Claim, Domain, Figures, certify, slope_bound, value_bound};
+use crate::error::{At, Error, Result};
+use crate::expr::Expr;
+use crate::interval::Interval;
+use crate::stack::{IdealStack, Stack};
+
+/// One response and what the block is claimed to do for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResponseClaim {
+    /// for messages
+    pub name: String,
+    /// c, a function of z
+    pub target: Expr,
+    /// z = ⟨w, x⟩ + b
+    pub w: Vec<f64>,
+    /// z = ⟨w, x⟩ + b
+    pub b: f64,
+    /// the write direction
+    pub v: Vec<f64>,
+    /// the values of z for which the certificate is to hold
+    pub domain: Domain,
+    /// the band's radius around jumps (0 where there are none)
+    pub delta: f64,
+    /// the tolerance that was asked for
+    pub tolerance: Option<f64>,
+    /// the hidden units of this response
+    pub units: Range<usize>,
+    /// the stack that these units are
+    pub stack: Stack<f64>,
+    /// the stack before rounding, where it is exact
+    pub ideal: Option<IdealStack>,
+}
+
+/// What was proved about one response in the block.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ResponseProof {
+    /// the stack, as a function of the pre-activation that the rounded rows compute
+    pub certificate: Certificate,
+    /// what the rounding of this response's weights costs; absent without a bound on ‖x‖
+    pub rounding: Option<Rounding>,
+}
+
+/// What was proved about a block.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BlockProof {
+    /// one for each response
+    pub responses: Vec<ResponseProof>,
+    /// the sum over the responses; absent without a bound on ‖x‖
+    pub total: Option<Total>,
+}
+
+/// The cost of rounding, for ‖x‖ ≤ R.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rounding {
+    /// the rounded rows compute a pre-activation that is off by at most this
+    pub delta_rows: f64,
+    /// … and the neurons' arguments differ among themselves by what costs at most this in the response
+    pub epsilon_rows: f64,
+    /// error of the write direction, a norm in the stream
+    pub column_error: f64,
+    /// bound on ‖response − c(z)·v‖ at distance > δ + δ_rows from the jumps
+    pub outside: f64,
+    /// bound on the distance of the response from hull{c over [z − δ − δ_rows, z + δ + δ_rows]}·v, wherever z is
+    pub hull: f64,
+}
+
+/// Bounds on ‖Δ̂(x) − Δ(x)‖ for ‖x‖ ≤ R.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Total {
+    /// no pre-activation within its response's band
+    pub outside: f64,
+    /// the sum of the distances from the hulls, wherever the pre-activations are
+    pub hull: f64,
+    /// rounding of the constant that is added to every token
+    pub constant_error: f64,
+}
+
+/// Proves what a block does for the claimed responses, for all x with ‖x‖ ≤ `norm`.
+///
+/// Errors: shapes or unit ranges that do not fit, hidden units that belong to no response or to several, a stack that
+/// cannot be certified.
+pub fn derive(block: &Block, claims: &[ResponseClaim], norm: Option<f64>) -> Result<BlockProof> {
+    let (d, h) = (block.hidden_size(), block.intermediate_size());
+    if let Some(r) = norm
+        && !(r > 0.0 && r.is_finite())
+    {
+        return Err(Error::input(format!("the bound on the residual's norm is {r}; it must be positive and finite")));
+    }
+    let mut next = 0;
+    for c in claims {
+        if c.w.len() != d || c.v.len() != d {
+            return Err(Error::input(format!(
+                "vectors of length {} and {}, the block has hidden size {d}",
+                c.w.len(),
+                c.v.len()
+            ))
+            .at(c.name.clone()));
+        }
+        if c.units.start != next || c.units.len() != c.stack.neurons.len() || c.units.end > h {
+            return Err(Error::input(format!(
+                "hidden units {:?} do not follow on {next} or are not {} of {h}",
+                c.units,
+                c.stack.neurons.len()
+            ))
+            .at(c.name.clone()));
+        }
+        if c.stack.source != block.source {
+            return Err(Error::input(format!("neurons of {}, the block has {}", c.stack.source, block.source))
+                .at(c.name.clone()));
+        }
+        next = c.units.end;
+    }
+    if next != h {
+        return Err(Error::input(format!("hidden units {next} to {} belong to no response", h - 1)));
+    }
+    // Responses are independent of one another.
+    use rayon::prelude::*;
+    let responses: Vec<ResponseProof> =
+        claims.par_iter().map(|c| derive_response(block, c, norm).at(|| c.name.clone())).collect::<Result<_>>()?;
+    let total = match norm {
+        Some(_) => Some(total(block, claims, &responses)),
+        None => None,
+    };
+    Ok(BlockProof { responses, total })
+}
+
+fn point(x: f64) -> Interval {
+    Interval::point(x)
+}
+
+/// Upper bound of the norm of a vector given by enclosures.
+fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
+    v.fold(Interval::ZERO, |sum, x| sum + x.sqr()).sqrt().hi()
+}
+
+fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Result<ResponseProof> {
+    let Some(radius) = norm else {
+        let certificate = certify(&Claim {
+            target: &c.target,
+            stack: &c.stack,
+            ideal: c.ideal.as_ref(),
+            domain: c.domain,
+            delta: c.delta,
+            tolerance: c.tolerance,
+        })?;
+        return Ok(ResponseProof { certificate, rounding: None });
+    };
+    let steepest = c.stack.neurons.iter().enumerate().max_by(|a, b| a.1.weight.abs().total_cmp(&b.1.weight.abs()));
+    // The common shift r; any vector would be sound, this one is near the best.
+    let shift: Vec<f64> = match steepest {
+        Some((k, n)) if n.weight != 0.0 => {
+            let row = block.gate.row(c.units.start + k);
+            row.iter().zip(&c.w).map(|(g, w)| (g - n.weight * w) / n.weight).collect()
+        }
+        _ => vec![0.0; c.w.len()],
+    };
+    let delta_rows = (point(norm_of(shift.iter().map(|x| point(*x)))) * point(radius)).hi();
+    // What z can be: the claimed range, and |z| ≤ ‖w‖R + |b|; the shifted ẑ a little more.
+    let reach = (point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius) + point(c.b.abs())).hi();
+    let lo = (point(c.domain.lo().max(-reach)) - point(delta_rows)).lo();
+    let hi = (point(c.domain.hi().min(reach)) + point(delta_rows)).hi();
+    let domain =
+        Domain::new(lo, hi).map_err(|e| e.help("the range of pre-activations does not meet what the norm allows"))?;
+    let certificate = certify(&Claim {
+        target: &c.target,
+        stack: &c.stack,
+        ideal: c.ideal.as_ref(),
+        domain,
+        delta: c.delta,
+        tolerance: c.tolerance,
+    })?;
+
+    let z = Interval::new(lo, hi);
+    let (mut epsilon_rows, mut spread) = (Interval::ZERO, Interval::ZERO);
+    let column_reference = c.stack.neurons.iter().enumerate().max_by(|a, b| a.1.out.abs().total_cmp(&b.1.out.abs()));
+    // k: the relative error of the column of the neuron with the largest output weight.
+    let tilt: Vec<f64> = match column_reference {
+        Some((k, n)) if n.out != 0.0 => {
+            let column = block.down.column(c.units.start + k);
+            column.iter().zip(&c.v).map(|(y, v)| (y - n.out * v) / n.out).collect()
+        }
+        _ => vec![0.0; c.v.len()],
+    };
+    for (k, n) in c.stack.neurons.iter().enumerate() {
+        let unit = c.units.start + k;
+        let row = |m: &nalgebra::DMatrix<f64>, bias: Option<f64>, slope: f64, offset: f64| -> f64 {
+            let rest = m
+                .row(unit)
+                .iter()
+                .zip(&c.w)
+                .zip(&shift)
+                .map(|((g, w), r)| point(*g) - point(slope) * (point(*w) + point(*r)))
+                .collect::<Vec<_>>();
+            let s = point(bias.unwrap_or(0.0)) - point(slope) * point(c.b) - point(offset);
+            (point(norm_of(rest.into_iter())) * point(radius) + s.abs()).hi()
+        };
+        let e = row(&block.gate, block.gate_bias.as_ref().map(|b| b[unit]), n.weight, n.bias);
+        let gate = (point(n.weight) * z + point(n.bias)).inflate(e);
+        let sigma = block.source.jet(gate);
+        let (value, slope) = (sigma.v.mag(), sigma.d1.mag());
+        let (up, f) = match (&block.up, n.up) {
+            (Some(m), Some((p, q))) => {
+                let f = row(m, block.up_bias.as_ref().map(|b| b[unit]), p, q);
+                ((point(p) * z + point(q)).mag(), f)
+            }
+            (None, None) => (1.0, 0.0),
+            _ => return Err(Error::input("a gated neuron in a plain block, or a plain one in a gated block")),
+        };
+        // Zero deviations cost nothing, however large the other factors.
+        let times = |a: f64, b: f64| if a == 0.0 || b == 0.0 { Interval::ZERO } else { point(a) * point(b) };
+        let first = times((times(slope, e)).hi(), up);
+        let second = times((point(value) + times(slope, e)).hi(), f);
+        epsilon_rows = epsilon_rows + times(n.out.abs(), (first + second).hi());
+        let hidden = times(value, (point(up) + point(f)).hi());
+        let kappa = column_rest(block.down.column(unit), n.out, &c.v, &tilt);
+        spread = spread + times(hidden.hi(), kappa);
+    }
+    let epsilon_rows = epsilon_rows.hi();
+    let v_norm = norm_of(c.v.iter().map(|x| point(*x)));
+    let figures = certificate.figures();
+    let steep = slope_bound(&c.target, domain)?;
+    let moved = if delta_rows == 0.0 { Interval::ZERO } else { point(steep) * point(delta_rows) };
+    let eta = point(figures.eta) * point(z.mag());
+    let bound = |epsilon: f64| point(epsilon) + eta + point(epsilon_rows);
+    // φ̂ lies within ε of the hull, so it is no larger than the target's largest value and ε; its constant is written apart.
+    let size = bound(figures.epsilon) + point(value_bound(&c.target, domain)?) + point(c.stack.constant.abs());
+    let column_error = {
+        let tilt_norm = norm_of(tilt.iter().map(|x| point(*x)));
+        let tilted = if tilt_norm == 0.0 { Interval::ZERO } else { size * point(tilt_norm) };
+        (tilted + spread).hi()
+    };
+    let length = point(v_norm);
+    let outside = bound(figures.epsilon_outside.unwrap_or(figures.epsilon)) + moved;
+    let outside = (outside * length + point(column_error)).hi();
+    let hull = (bound(figures.epsilon) * length + point(column_error)).hi();
+    Ok(ResponseProof {
+        rounding: Some(Rounding { delta_rows, epsilon_rows, column_error, outside, hull }),
+        certificate,
+    })
+}
+
+/// Upper bound of ‖ŷ − a(v + k)‖.
+fn column_rest(column: DVectorView<'_, f64>, out: f64, v: &[f64], tilt: &[f64]) -> f64 {
+    norm_of(column.iter().zip(v).zip(tilt).map(|((y, v), k)| point(*y) - point(out) * (point(*v) + point(*k))))
+}
+
+fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof]) -> Total {
+    let d = block.hidden_size();
+    let mut sum = vec![Interval::ZERO; d];
+    for c in claims.iter().filter(|c| c.stack.constant != 0.0) {
+        for (s, v) in sum.iter_mut().zip(&c.v) {
+            *s = *s + point(c.stack.constant) * point(*v);
+        }
+    }
+    let written = |i: usize| block.down_bias.as_ref().map_or(0.0, |b| b[i]);
+    let constant_error = norm_of(sum.iter().enumerate().map(|(i, s)| point(written(i)) - *s));
+    let add = |f: &dyn Fn(&Rounding) -> f64| {
+        let parts = proofs.iter().filter_map(|p| p.rounding.as_ref());
+        (parts.fold(Interval::ZERO, |s, r| s + point(f(r))) + point(constant_error)).hi()
+    };
+    Total { outside: add(&|r| r.outside), hull: add(&|r| r.hull), constant_error }
+}
+
+impl ResponseProof {
+    /// The stack's figures.
+    pub fn figures(&self) -> &Figures {
+        self.certificate.figures()
+    }
+}
