@@ -9,6 +9,7 @@ pub mod expr;
 pub mod interval;
 pub mod number;
 pub mod piecewise;
+pub mod report;
 pub mod sae;
 pub mod spec;
 pub mod stack;
