@@ -19,6 +19,7 @@ pub mod minimax;
 pub mod number;
 pub mod piecewise;
 pub mod ridge;
+pub mod report;
 pub mod sae;
 pub mod solve;
 pub mod spec;
