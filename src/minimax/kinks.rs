@@ -1,5 +1,7 @@
 //! Piecewise-linear sources: an optimal polyline, and the neurons that realise it.
 
+use rayon::prelude::*;
+
 use super::polyline::{Polyline, Tube};
 use super::samples::Samples;
 use super::{Fit, Neuron, Problem};
@@ -189,7 +191,7 @@ impl<'a> Polylines<'a> {
             tries.push((Free, n - 1));
         }
         tries
-            .into_iter()
+            .into_par_iter()
             .filter(|t| t.1 > 0)
             .filter_map(|(variant, links)| {
                 let p = self.optimum(variant, links)?;
@@ -290,7 +292,12 @@ impl<'a> Polylines<'a> {
                         let weight = sign * size;
                         return Some((
                             0.0,
-                            vec![Neuron { weight, bias: zero - weight * cross, out: slope / (weight * k.right), up: None }],
+                            vec![Neuron {
+                                weight,
+                                bias: zero - weight * cross,
+                                out: slope / (weight * k.right),
+                                up: None,
+                            }],
                         ));
                     }
                 }

@@ -229,7 +229,8 @@ impl Simplex<'_> {
         }
         // Among near ties the largest pivot keeps B⁻¹ accurate.
         let slack = least * (1.0 + 1e-9) + 1e-14;
-        let Some(k) = (0..m).filter(|&k| alpha[k] > floor && ratio(k) <= slack).max_by(|&i, &j| alpha[i].total_cmp(&alpha[j]))
+        let Some(k) =
+            (0..m).filter(|&k| alpha[k] > floor && ratio(k) <= slack).max_by(|&i, &j| alpha[i].total_cmp(&alpha[j]))
         else {
             return false;
         };

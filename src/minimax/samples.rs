@@ -93,7 +93,9 @@ impl Samples {
             let drift = slope * last.0;
             // The hull that the target still has out there, and the offset itself.
             beyond[side] = Some((offset.min(last.1 - drift), offset.max(last.2 - drift), slope));
-            if (last.1 - drift - offset).abs().max((last.2 - drift - offset).abs()) < 1e-6 * (offset.abs() + slope.abs() * width) {
+            if (last.1 - drift - offset).abs().max((last.2 - drift - offset).abs())
+                < 1e-6 * (offset.abs() + slope.abs() * width)
+            {
                 beyond[side] = Some((offset, offset, slope));
             }
         }
@@ -132,7 +134,8 @@ fn core(problem: &Problem) -> Option<(f64, f64)> {
         return (a < b).then_some((a, b));
     }
     let knots = problem.knots;
-    let (first, last) = (knots.iter().copied().fold(f64::INFINITY, f64::min), knots.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+    let (first, last) =
+        (knots.iter().copied().fold(f64::INFINITY, f64::min), knots.iter().copied().fold(f64::NEG_INFINITY, f64::max));
     let (first, last) = if knots.is_empty() { (0.0, 0.0) } else { (first, last) };
     let from = [if a.is_finite() { a } else { first.min(b) }, if b.is_finite() { b } else { last.max(a) }];
     let neuron = 12.0 / problem.max_weight.abs().clamp(1e-6, 1e6);

@@ -24,8 +24,20 @@ pub(super) struct Source {
 
 enum Kind {
     /// σ(t) = table(rate·t)/rate within ±REACH
-    Table { rate: f64, coefficients: Vec<[f64; 6]> },
-    Pieces { knots: Vec<f64>, pieces: Vec<[f64; 3]> },
+    Table {
+        rate: f64,
+        coefficients: Vec<[f64; 6]>,
+    },
+    /// scale·t for t ≥ 0, scale·alpha·(e^(rate·t) − 1) before
+    Elu {
+        scale: f64,
+        alpha: f64,
+        rate: f64,
+    },
+    Pieces {
+        knots: Vec<f64>,
+        pieces: Vec<[f64; 3]>,
+    },
     Softsign,
 }
 
@@ -44,15 +56,14 @@ impl Source {
                     knots: knots.iter().map(|k| k.to_f64()).collect(),
                     pieces: pieces.iter().map(|p| [p[0].to_f64(), p[1].to_f64(), p[2].to_f64()]).collect(),
                 },
-                None => {
-                    // Families with an inner scale share the table of their unit member.
-                    let (unit, rate) = match (activation.swish_beta(), activation) {
-                        (Some(beta), _) => (Activation::Silu, beta.to_f64()),
-                        (None, Activation::Celu(a)) => (Activation::Celu(crate::number::Number::one()), 1.0 / a.to_f64()),
-                        _ => (activation.clone(), 1.0),
-                    };
-                    Kind::Table { rate, coefficients: table(&unit) }
-                }
+                None => match (activation.elu_parameters(), activation.swish_beta()) {
+                    (Some((scale, alpha, gamma)), _) => {
+                        Kind::Elu { scale: scale.to_f64(), alpha: alpha.to_f64(), rate: 1.0 / gamma.to_f64() }
+                    }
+                    // The swish family shares silu's table.
+                    (_, Some(beta)) => Kind::Table { rate: beta.to_f64(), coefficients: table(&Activation::Silu) },
+                    _ => Kind::Table { rate: 1.0, coefficients: table(activation) },
+                },
             },
         };
         Source { kind, tails }
@@ -72,6 +83,14 @@ impl Source {
                 } else {
                     let [a, b, c] = self.tails[usize::from(t > 0.0)];
                     (a + t * (b + t * c), b + 2.0 * t * c)
+                }
+            }
+            Kind::Elu { scale, alpha, rate } => {
+                if t >= 0.0 {
+                    (scale * t, *scale)
+                } else {
+                    let e = (rate * t).exp_m1();
+                    (scale * alpha * e, scale * alpha * rate * (e + 1.0))
                 }
             }
             Kind::Pieces { knots, pieces } => {
@@ -97,9 +116,7 @@ fn table(activation: &Activation) -> Vec<[f64; 6]> {
     (0..panels)
         .map(|k| {
             let [v0, d0, e0] = scaled(k as f64 * h - REACH);
-            // The left limit at the right end: kinks lie between panels.
-            let right = (k + 1) as f64 * h - REACH;
-            let [v1, d1, e1] = scaled(if right == 0.0 { -f64::MIN_POSITIVE } else { right });
+            let [v1, d1, e1] = scaled((k + 1) as f64 * h - REACH);
             let (r, s, q) = (v1 - v0 - d0 - 0.5 * e0, d1 - d0 - e0, e1 - e0);
             [v0, d0, 0.5 * e0, 10.0 * r - 4.0 * s + 0.5 * q, -15.0 * r + 7.0 * s - q, 6.0 * r - 3.0 * s + 0.5 * q]
         })
@@ -137,7 +154,7 @@ pub(super) struct Points {
 
 /// The problem in the form that the search uses.
 pub(super) struct Model<'a> {
-    pub source: Source,
+    pub source: &'a Source,
     /// has each neuron a z·σ coefficient
     pub linear_up: bool,
     pub constant: bool,
@@ -160,8 +177,7 @@ pub(super) struct Model<'a> {
 const HEAVY: f64 = 1e6;
 
 impl<'a> Model<'a> {
-    pub fn new(problem: &'a Problem<'a>, samples: &Samples) -> Self {
-        let source = Source::new(problem.source);
+    pub fn new(problem: &'a Problem<'a>, source: &'a Source, samples: &Samples) -> Self {
         let core = samples.core;
         let width = core.1 - core.0;
         let infinite_domain = problem.domain.0 == f64::NEG_INFINITY || problem.domain.1 == f64::INFINITY;
@@ -377,7 +393,13 @@ impl<'a> Model<'a> {
         let residual = |f: &[f64], r: &mut [f64]| {
             for (row, (f, r)) in f.iter().zip(r).enumerate() {
                 let (lo, hi) = self.hull(points, row, heavy);
-                *r = if *f > hi { f - hi } else if *f < lo { f - lo } else { 0.0 };
+                *r = if *f > hi {
+                    f - hi
+                } else if *f < lo {
+                    f - lo
+                } else {
+                    0.0
+                };
             }
         };
         let norm = |r: &[f64], w: &[f64]| r.iter().zip(w).map(|(r, w)| w * r * r).sum::<f64>();
@@ -466,7 +488,14 @@ impl<'a> Model<'a> {
     }
 
     /// Sequential linear programming on `points`, judged on `judge`; stops on relative gains below `tolerance`.
-    fn descend(&self, start: Stack, points: &mut Points, judge: Option<&Samples>, steps: usize, tolerance: f64) -> (Stack, f64, usize) {
+    fn descend(
+        &self,
+        start: Stack,
+        points: &mut Points,
+        judge: Option<&Samples>,
+        steps: usize,
+        tolerance: f64,
+    ) -> (Stack, f64, usize) {
         let n = start.w.len();
         let (k, cols) = (self.per_neuron(), self.variables(n));
         let mut scratch = Vec::new();
@@ -505,12 +534,14 @@ impl<'a> Model<'a> {
                 let limit = self.box_p(w, b);
                 for (j, v) in [(i * k, stack.p[i]), (i * k + 1, stack.q[i])].into_iter().take(k - 2) {
                     unit[j] = radius * (2.0 * v.abs() + 0.2 * top);
-                    (lower[j], upper[j]) = (lower[j].max((-limit - v) / unit[j]).min(0.0), upper[j].min((limit - v) / unit[j]).max(0.0));
+                    (lower[j], upper[j]) =
+                        (lower[j].max((-limit - v) / unit[j]).min(0.0), upper[j].min((limit - v) / unit[j]).max(0.0));
                 }
                 let j = i * k + k - 2;
                 unit[j] = radius * (w.abs() + 0.3 / self.width());
                 let (lo, hi) = self.box_w(w);
-                (lower[j], upper[j]) = (lower[j].max((lo - w) / unit[j]).min(0.0), upper[j].min((hi - w) / unit[j]).max(0.0));
+                (lower[j], upper[j]) =
+                    (lower[j].max((lo - w) / unit[j]).min(0.0), upper[j].min((hi - w) / unit[j]).max(0.0));
                 unit[j + 1] = radius * (1.0 + 0.5 * c.abs());
             }
             if self.constant {
@@ -564,8 +595,7 @@ impl<'a> Model<'a> {
     fn linear_only(&self, stack: &Stack, points: &Points, error: f64) -> Option<Stack> {
         let n = stack.w.len();
         let (k, cols) = (self.per_neuron(), self.variables(n));
-        let linear: Vec<usize> =
-            (0..cols).filter(|j| *j == n * k || j % k < k - 2).collect();
+        let linear: Vec<usize> = (0..cols).filter(|j| *j == n * k || j % k < k - 2).collect();
         let (mut jac, mut f) = (Vec::new(), Vec::new());
         self.jacobian(stack, points, HEAVY, &mut jac);
         self.values(stack, points, HEAVY, &mut f);
@@ -739,25 +769,40 @@ pub(super) struct Search<'a> {
     atoms: Vec<Atom>,
     /// elites per number of neurons, best first: stack and coarse error
     levels: Vec<Vec<(Stack, f64)>>,
+    /// the same per number of mirrored pairs
+    paired: Vec<Vec<(Stack, f64)>>,
     random: Random,
 }
 
 impl<'a> Search<'a> {
-    pub fn new(problem: &'a Problem<'a>, coarse: &Samples, fine: &'a Samples) -> Self {
-        let model = Model::new(problem, fine);
+    pub fn new(problem: &'a Problem<'a>, source: &'a Source, coarse: &Samples, fine: &'a Samples) -> Self {
+        let model = Model::new(problem, source, fine);
         let coarse = coarse.points_only();
-        let mut search =
-            Search { model, coarse, fine, atoms: Vec::new(), levels: Vec::new(), random: Random::new(0x6e65_7572) };
+        let mut search = Search {
+            model,
+            coarse,
+            fine,
+            atoms: Vec::new(),
+            levels: Vec::new(),
+            paired: Vec::new(),
+            random: Random::new(0x6e65_7572),
+        };
         search.dictionary();
         let mut empty = Stack::default();
         if search.model.constant {
-            let (lo, hi) = search.coarse.lo.iter().zip(&search.coarse.hi).fold((f64::INFINITY, f64::NEG_INFINITY), |s, (l, h)| (s.0.min(*h), s.1.max(*l)));
+            let (lo, hi) = search
+                .coarse
+                .lo
+                .iter()
+                .zip(&search.coarse.hi)
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |s, (l, h)| (s.0.min(*h), s.1.max(*l)));
             empty.constant = 0.5 * (lo + hi);
             if !search.model.infinite.is_empty() {
                 empty.constant = search.model.infinite[0].2;
             }
         }
         let error = search.model.error(&empty, &search.coarse, &mut Vec::new());
+        search.paired.push(vec![(empty.clone(), error)]);
         search.levels.push(vec![(empty, error)]);
         search
     }
@@ -765,7 +810,7 @@ impl<'a> Search<'a> {
     /// Weights in geometric steps, knees over the core and a little beyond, both orientations; the steepest at the knots.
     fn dictionary(&mut self) {
         let m = &self.model;
-        let (a, b) = m.core;
+        let a = m.core.0;
         let width = m.width();
         let mut pairs: Vec<(f64, f64)> = Vec::new();
         let top = m.max_weight.min(400.0 / width);
@@ -837,7 +882,15 @@ impl<'a> Search<'a> {
         let mut f = Vec::new();
         m.values(base, points, 1.0, &mut f);
         let mut r: Vec<f64> = (0..rows)
-            .map(|i| if f[i] > points.hi[i] { f[i] - points.hi[i] } else if f[i] < points.lo[i] { f[i] - points.lo[i] } else { 0.0 })
+            .map(|i| {
+                if f[i] > points.hi[i] {
+                    f[i] - points.hi[i]
+                } else if f[i] < points.lo[i] {
+                    f[i] - points.lo[i]
+                } else {
+                    0.0
+                }
+            })
             .collect();
         for o in &q {
             let d = dot(&r, o);
@@ -935,18 +988,35 @@ impl<'a> Search<'a> {
         let wide = n <= 6;
         let mut starts = extra;
         let mut jobs: Vec<(Stack, usize, usize)> = Vec::new();
-        let take = if wide { 4 } else { 2 };
+        let take = if wide { 5 } else { 3 };
         for (s, _) in self.levels[n - 1].iter().take(take) {
-            jobs.push((s.clone(), 1, if n == 1 { 16 } else if wide { 5 } else { 4 }));
+            jobs.push((
+                s.clone(),
+                1,
+                if n == 1 {
+                    16
+                } else if wide {
+                    5
+                } else {
+                    4
+                },
+            ));
         }
-        if n >= 2 {
+        if n >= 3 && n % 2 == 1 {
             for (s, _) in self.levels[n - 2].iter().take(if wide { 2 } else { 1 }) {
-                jobs.push((s.clone(), 2, if n == 2 { 10 } else { 4 }));
+                jobs.push((s.clone(), 2, 4));
             }
         }
-        let grown: Vec<Vec<Stack>> = jobs.par_iter().map(|(s, group, count)| self.extensions(s, *group, *count)).collect();
+        let grown: Vec<Vec<Stack>> =
+            jobs.par_iter().map(|(s, group, count)| self.extensions(s, *group, *count)).collect();
         starts.extend(grown.into_iter().flatten());
-        for _ in 0..if n == 1 { 0 } else if wide { 14 } else { 6 } {
+        for _ in 0..if n == 1 {
+            0
+        } else if wide {
+            12
+        } else {
+            4
+        } {
             let mut s = Stack::default();
             for _ in 0..n {
                 let atom = &self.atoms[self.random.below(self.atoms.len())];
@@ -955,9 +1025,45 @@ impl<'a> Search<'a> {
             self.outer(&mut s);
             starts.push(s);
         }
+        let mut level = self.settle(starts, if wide { 8 } else { 5 });
+        if n % 2 == 0 {
+            // A line of its own for stacks of mirrored pairs: symmetric targets often want them, and they grow only so.
+            let pairs: Vec<Vec<Stack>> = self.paired[n / 2 - 1]
+                .par_iter()
+                .take(3)
+                .map(|(s, _)| self.extensions(s, 2, if n == 2 { 12 } else { 5 }))
+                .collect();
+            let pairs = self.settle(pairs.into_iter().flatten().collect(), 5);
+            level.extend(pairs.iter().cloned());
+            level = distinct(&self.model, &self.coarse, level, 6);
+            self.paired.push(pairs);
+        }
+        // Trade neurons: drop each of the best stacks' neurons in turn and grow another one.
+        let settled = level.first().is_some_and(|b| b.1 <= 1e-8 * self.model.scale);
+        if n >= 2 && !settled && (n <= 4 || n % 2 == 0) {
+            let mut jobs: Vec<Stack> = Vec::new();
+            for (s, _) in level.iter().take(if wide { 3 } else { 1 }) {
+                for i in 0..n {
+                    let mut t = s.clone();
+                    for v in [&mut t.w, &mut t.b, &mut t.p, &mut t.q] {
+                        v.remove(i);
+                    }
+                    self.outer(&mut t);
+                    jobs.push(t);
+                }
+            }
+            let traded: Vec<Vec<Stack>> = jobs.par_iter().map(|s| self.extensions(s, 1, 3)).collect();
+            level.extend(self.settle(traded.into_iter().flatten().collect(), if wide { 6 } else { 4 }));
+            level = distinct(&self.model, &self.coarse, level, 6);
+        }
+        self.levels.push(level);
+    }
+
+    /// Least squares from every start, then sequential linear programming for the `keep` best.
+    fn settle(&self, starts: Vec<Stack>, keep: usize) -> Vec<(Stack, f64)> {
         let model = &self.model;
         let coarse = &self.coarse;
-        let mut fitted: Vec<(Stack, f64)> = starts
+        let fitted: Vec<(Stack, f64)> = starts
             .into_par_iter()
             .map(|s| {
                 let s = model.least_squares(s, coarse, 4);
@@ -965,17 +1071,14 @@ impl<'a> Search<'a> {
                 (s, e)
             })
             .collect();
-        let keep = if wide { 8 } else { 5 };
-        distinct(&mut fitted, keep);
-        let mut polished: Vec<(Stack, f64)> = fitted
+        let polished: Vec<(Stack, f64)> = distinct(model, coarse, fitted, keep)
             .into_par_iter()
             .map(|(s, _)| {
                 let (s, e, _) = model.descend(s, &mut coarse.copy(), None, 14, 3e-3);
                 (s, e)
             })
             .collect();
-        distinct(&mut polished, 4);
-        self.levels.push(polished);
+        distinct(model, coarse, polished, 6)
     }
 
     /// The best stack of the last level, polished on the fine samples: (stack, error there, alternations).
@@ -1009,7 +1112,7 @@ impl<'a> Search<'a> {
             let e = self.model.error(&best.0, &self.coarse, &mut Vec::new());
             if let Some(level) = self.levels.last_mut() {
                 level.insert(0, (best.0.clone(), e));
-                level.truncate(4);
+                level.truncate(6);
             }
             Some(best)
         } else {
@@ -1018,9 +1121,26 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Best first, dropping what repeats an error to 1e−4, and what is infinite beyond the first.
-fn distinct(list: &mut Vec<(Stack, f64)>, keep: usize) {
+/// Best first, dropping what is the same function to a hundredth of its error: elites from one valley are worth one.
+fn distinct(model: &Model, points: &Points, list: Vec<(Stack, f64)>, keep: usize) -> Vec<(Stack, f64)> {
+    let mut list = list;
+    list.retain(|s| s.1.is_finite());
     list.sort_by(|a, b| a.1.total_cmp(&b.1));
-    list.dedup_by(|b, a| b.1 <= a.1 * (1.0 + 1e-4));
-    list.truncate(keep);
+    let mut seen: Vec<Vec<f64>> = Vec::new();
+    let mut kept = Vec::new();
+    for (stack, error) in list {
+        let mut f = Vec::new();
+        model.values(&stack, points, 1.0, &mut f);
+        f.truncate(points.z.len());
+        let same = |g: &Vec<f64>| f.iter().zip(g).all(|(a, b)| (a - b).abs() <= 0.01 * error);
+        if seen.iter().any(same) {
+            continue;
+        }
+        seen.push(f);
+        kept.push((stack, error));
+        if kept.len() == keep {
+            break;
+        }
+    }
+    kept
 }
