@@ -112,12 +112,12 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
     let source = &Source::new(problem.source);
     let mut search = Search::new(problem, source, &coarse, &fine);
     let mut found: Vec<Fit> = Vec::new();
-    if problem.neurons == 0 {
-        if let Some((stack, _, active)) = search.finish() {
-            let mut fit = assemble(problem, &stack, active);
-            measure(problem, source, &fine, &mut fit);
-            found.push(fit);
-        }
+    if problem.neurons == 0
+        && let Some((stack, _, active)) = search.finish()
+    {
+        let mut fit = assemble(problem, &stack, active);
+        measure(problem, source, &fine, &mut fit);
+        found.push(fit);
     }
     for n in 1..=problem.neurons {
         let wanted = every || n == problem.neurons;
@@ -170,7 +170,7 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
             let before = if i > 0 { problem.knots[i - 1] } else { problem.domain.0.max(k - 2.0) };
             let after = problem.knots.get(i + 1).copied().unwrap_or(problem.domain.1.min(k + 2.0));
             let h = 0.25 * (k - before).min(after - k);
-            if !(h > 0.0) {
+            if h <= 0.0 {
                 continue;
             }
             let jump = ((f(k + 2.0 * h) - f(k + h)) - (f(k - h) - f(k - 2.0 * h))) / h;
@@ -256,7 +256,7 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
     let mut extrema = 0;
     for i in 0..e.len() {
         let (l, r) = (i.saturating_sub(1), (i + 1).min(e.len() - 1));
-        if !(e[i] > 0.95 * top) || e[l] > e[i] || e[r] >= e[i] && r > i {
+        if e[i] <= 0.95 * top || e[l] > e[i] || e[r] >= e[i] && r > i {
             continue;
         }
         extrema += usize::from(e[i] > 0.999 * top);

@@ -118,7 +118,7 @@ impl<'a> Polylines<'a> {
             let mut worst = eps;
             for k in 0..m {
                 let (l, r) = (k.saturating_sub(1), (k + 1).min(m - 1));
-                if !(e[k].1 > 0.97 * eps) || e[l].1 > e[k].1 || (r > k && e[r].1 >= e[k].1) {
+                if e[k].1 <= 0.97 * eps || e[l].1 > e[k].1 || (r > k && e[r].1 >= e[k].1) {
                     continue;
                 }
                 let (mut a, mut b) = (e[l].0, e[r].0);

@@ -73,7 +73,7 @@ impl Source {
         match &self.kind {
             Kind::Table { rate, coefficients } => {
                 let x = (t * rate + REACH) * PANELS;
-                if x >= 0.0 && x < 2.0 * REACH * PANELS {
+                if (0.0..2.0 * REACH * PANELS).contains(&x) {
                     let k = x as usize;
                     let s = x - k as f64;
                     let [a, b, c, d, e, f] = coefficients[k];
@@ -203,7 +203,7 @@ impl<'a> Model<'a> {
         Model {
             linear_up: problem.gated && !infinite_domain,
             constant: problem.constant,
-            max_weight: problem.max_weight.abs().min(2f64.powi(20) / width.min(1.0).max(1e-9)),
+            max_weight: problem.max_weight.abs().min(2f64.powi(20) / width.clamp(1e-9, 1.0)),
             min_weight: (1e-3 / width).min(problem.max_weight.abs()),
             max_out: problem.max_out.abs(),
             cancellation: 1e3,
@@ -455,7 +455,7 @@ impl<'a> Model<'a> {
             if worst < best_error {
                 (best, best_error) = (stack.clone(), worst);
             }
-            if !(worst > 0.0) {
+            if worst <= 0.0 || worst.is_nan() {
                 break;
             }
             let m = points.z.len();
@@ -511,7 +511,7 @@ impl<'a> Model<'a> {
         let mut stalled = 0;
         let mut jac = Vec::new();
         for _ in 0..steps {
-            if !(error > 1e-15 * self.scale) {
+            if error <= 1e-15 * self.scale || !error.is_finite() {
                 break;
             }
             self.jacobian(&stack, points, HEAVY, &mut jac);
@@ -639,9 +639,9 @@ impl<'a> Model<'a> {
         let m = fine.points.z.len();
         let e = |i: usize| (scratch[i] - fine.points.hi[i]).max(fine.points.lo[i] - scratch[i]);
         let mut worst = 0.0f64;
-        for row in 0..scratch.len() {
+        for (row, f) in scratch.iter().enumerate() {
             let (lo, hi) = self.hull(&fine.points, row, HEAVY);
-            let v = (scratch[row] - hi).max(lo - scratch[row]);
+            let v = (f - hi).max(lo - f);
             if v.is_nan() {
                 return f64::INFINITY;
             }
@@ -728,7 +728,7 @@ fn solve_damped(normal: &[f64], gradient: &[f64], frozen: &[bool], lambda: f64, 
                 s -= l[i * n + k] * l[j * n + k];
             }
             if i == j {
-                if !(s > 0.0) {
+                if s <= 0.0 || s.is_nan() {
                     return false;
                 }
                 l[i * n + i] = s.sqrt();
@@ -1026,7 +1026,7 @@ impl<'a> Search<'a> {
             starts.push(s);
         }
         let mut level = self.settle(starts, if wide { 8 } else { 5 });
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             // A line of its own for stacks of mirrored pairs: symmetric targets often want them, and they grow only so.
             let pairs: Vec<Vec<Stack>> = self.paired[n / 2 - 1]
                 .par_iter()
@@ -1040,7 +1040,7 @@ impl<'a> Search<'a> {
         }
         // Trade neurons: drop each of the best stacks' neurons in turn and grow another one.
         let settled = level.first().is_some_and(|b| b.1 <= 1e-8 * self.model.scale);
-        if n >= 2 && !settled && (n <= 4 || n % 2 == 0) {
+        if n >= 2 && !settled && (n <= 4 || n.is_multiple_of(2)) {
             let mut jobs: Vec<Stack> = Vec::new();
             for (s, _) in level.iter().take(if wide { 3 } else { 1 }) {
                 for i in 0..n {
