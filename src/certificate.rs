@@ -337,3 +337,6 @@ fn differ<T: PartialEq + Serialize>(what: &str, claimed: &T, derived: &T) -> Res
     let text = |x: &T| serde_json::to_string(x).unwrap_or_default();
     Err(Error::disagreement(format!("{what}: the file says {}\n  but derived is {}", text(claimed), text(derived))))
 }
+
+/// All files of an output directory.
+pub const FILES: [&str; 3] = [BLOCK_FILE, CERTIFICATE_FILE, REPORT_FILE];

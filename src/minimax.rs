@@ -17,7 +17,7 @@ mod smooth;
 use crate::activation::Activation;
 use kinks::Polylines;
 use samples::Samples;
-use smooth::{Search, Stack};
+use smooth::{Search, Source, Stack};
 
 /// Best stack of at most `neurons` neurons for a scalar target.
 #[derive(Clone, Copy)]
@@ -109,17 +109,20 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
         return Vec::new();
     };
     let polylines = Samples::new(problem, 240 + 24 * problem.neurons).and_then(|s| Polylines::new(problem, &s, &fine));
-    let mut search = Search::new(problem, &coarse, &fine);
+    let source = &Source::new(problem.source);
+    let mut search = Search::new(problem, source, &coarse, &fine);
     let mut found: Vec<Fit> = Vec::new();
-    if problem.neurons == 0 {
-        if let Some((stack, _, active)) = search.finish() {
-            found.push(assemble(problem, &stack, active));
-        }
+    if problem.neurons == 0
+        && let Some((stack, _, active)) = search.finish()
+    {
+        let mut fit = assemble(problem, &stack, active);
+        measure(problem, source, &fine, &mut fit);
+        found.push(fit);
     }
     for n in 1..=problem.neurons {
         let wanted = every || n == problem.neurons;
         let mut candidates = Vec::new();
-        let mut starts = steep(problem);
+        let mut starts = steep(problem, source);
         starts.retain(|s| s.w.len() == n);
         if let Some(lines) = &polylines {
             if wanted {
@@ -131,14 +134,14 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
         }
         if polylines.is_none() || n <= SEARCHED_KINKS {
             let direct: Vec<Fit> = starts.iter().filter(|_| wanted).map(|s| assemble(problem, s, 0)).collect();
-            candidates.extend(direct.into_iter().filter(|f| reaches(problem, f)));
+            candidates.extend(direct.into_iter().filter(|f| reaches(problem, source, f)));
             search.grow(starts);
             if wanted {
                 candidates.extend(search.finish().map(|(stack, _, active)| assemble(problem, &stack, active)));
             }
         }
         for fit in &mut candidates {
-            measure(problem, &fine, fit);
+            measure(problem, source, &fine, fit);
         }
         let best =
             candidates.into_iter().filter(|f| f.estimate.is_finite()).min_by(|a, b| a.estimate.total_cmp(&b.estimate));
@@ -148,8 +151,8 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
 }
 
 /// Steep gates: a source with asymptotes 0 and κt is within O(1/W) of a ReLU, σ(Wz)/(κW), at every knot.
-fn steep(problem: &Problem) -> Vec<Stack> {
-    let tails = smooth::Source::new(problem.source).tails;
+fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
+    let tails = source.tails;
     let kappa = tails[1][1] - tails[0][1];
     if kappa == 0.0 || tails.iter().any(|t| t[2] != 0.0) || problem.knots.len() > 64 {
         return Vec::new();
@@ -167,7 +170,7 @@ fn steep(problem: &Problem) -> Vec<Stack> {
             let before = if i > 0 { problem.knots[i - 1] } else { problem.domain.0.max(k - 2.0) };
             let after = problem.knots.get(i + 1).copied().unwrap_or(problem.domain.1.min(k + 2.0));
             let h = 0.25 * (k - before).min(after - k);
-            if !(h > 0.0) {
+            if h <= 0.0 {
                 continue;
             }
             let jump = ((f(k + 2.0 * h) - f(k + h)) - (f(k - h) - f(k - 2.0 * h))) / h;
@@ -200,8 +203,8 @@ fn kinked(p: &polyline::Polyline) -> Stack {
 }
 
 /// Does the stack have the asymptotes of an infinite domain?
-fn reaches(problem: &Problem, fit: &Fit) -> bool {
-    let tails = smooth::Source::new(problem.source).tails;
+fn reaches(problem: &Problem, source: &Source, fit: &Fit) -> bool {
+    let tails = source.tails;
     [(0, problem.domain.0), (1, problem.domain.1)].into_iter().filter(|(_, end)| end.is_infinite()).all(|(side, _)| {
         let Some((slope, _)) = problem.tails[side] else { return false };
         let own: f64 =
@@ -228,8 +231,7 @@ fn assemble(problem: &Problem, stack: &Stack, alternations: usize) -> Fit {
 }
 
 /// Sets the estimate: the fine samples, their local maxima refined by golden section, and the offsets at infinity.
-fn measure(problem: &Problem, fine: &Samples, fit: &mut Fit) {
-    let source = smooth::Source::new(problem.source);
+fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
     let value = |z: f64| {
         fit.neurons.iter().fold(fit.constant, |s, n| {
             s + n.out * source.at(n.weight * z + n.bias).0 * n.up.map_or(1.0, |(a, b)| a * z + b)
@@ -254,7 +256,7 @@ fn measure(problem: &Problem, fine: &Samples, fit: &mut Fit) {
     let mut extrema = 0;
     for i in 0..e.len() {
         let (l, r) = (i.saturating_sub(1), (i + 1).min(e.len() - 1));
-        if !(e[i] > 0.95 * top) || e[l] > e[i] || e[r] >= e[i] && r > i {
+        if e[i] <= 0.95 * top || e[l] > e[i] || e[r] >= e[i] && r > i {
             continue;
         }
         extrema += usize::from(e[i] > 0.999 * top);
@@ -300,5 +302,208 @@ impl Random {
 
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activation::Side;
+
+    const LINE: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
+
+    struct Case {
+        target: Activation,
+        source: Activation,
+        knots: Vec<f64>,
+    }
+
+    impl Case {
+        fn new(target: &str, source: &str) -> Self {
+            let target: Activation = target.parse().unwrap();
+            let knots = target.knots().iter().map(|k| k.to_f64()).collect();
+            Case { target, source: source.parse().unwrap(), knots }
+        }
+
+        fn with<T>(&self, neurons: usize, domain: (f64, f64), max_weight: f64, use_it: impl Fn(&Problem) -> T) -> T {
+            let target = |z: f64| {
+                let v = self.target.value(z);
+                (v, v)
+            };
+            let tails = [Side::Left, Side::Right].map(|s| {
+                let [c0, c1, _] = self.target.tail(s).asymptote;
+                Some((c1.to_f64(), c0.to_f64()))
+            });
+            use_it(&Problem {
+                source: &self.source,
+                gated: false,
+                domain,
+                target: &target,
+                knots: &self.knots,
+                tails,
+                neurons,
+                max_weight,
+                max_out: 1e3,
+                constant: true,
+            })
+        }
+    }
+
+    fn error(target: &str, source: &str, neurons: usize, domain: (f64, f64), max_weight: f64) -> f64 {
+        Case::new(target, source).with(neurons, domain, max_weight, |p| fit(p).map_or(f64::INFINITY, |f| f.estimate))
+    }
+
+    #[test]
+    fn polylines_are_optimal() {
+        // Least errors of continuous polylines with `links` pieces, computed with the narrowest-tube algorithm and dense
+        // check. `links` ReLU neurons and a constant reach them on an interval, links − 1 on the line.
+        let table = [
+            ("silu", (-8.0, 8.0), 2, 1.3901803374e-1),
+            ("silu", (-8.0, 8.0), 3, 4.9703665191e-2),
+            ("silu", (-8.0, 8.0), 8, 9.7469738770e-3),
+            ("silu", (-4.0, 4.0), 5, 1.4519448452e-2),
+            ("gelu", (-4.0, 4.0), 3, 3.3121779870e-2),
+            ("gelu", (-16.0, 16.0), 16, 2.1115637650e-3),
+            ("silu", LINE, 2, 1.3923227137e-1),
+            ("silu", LINE, 5, 4.7095736137e-2),
+            ("silu", LINE, 9, 1.4519448456e-2),
+            ("gelu", LINE, 17, 1.7314138190e-3),
+        ];
+        for (target, domain, links, optimum) in table {
+            let neurons = if domain == LINE { links - 1 } else { links };
+            let e = error(target, "relu", neurons, domain, 16.0);
+            // The exchange stops at 1e−5 relative, or after its rounds a few 1e−4 short.
+            assert!(e <= 1.0005 * optimum, "{target} {domain:?} {links}: {e}");
+            // One neuron more than links may still be used by a polyline of links + 1 pieces, hence no lower bound there.
+            if domain == LINE {
+                assert!(e >= optimum * (1.0 - 1e-6), "{target} {domain:?} {links}: {e} beats the optimum {optimum}");
+            }
+        }
+    }
+
+    #[test]
+    fn smooth_fits_reach_known_errors() {
+        // What the search reached when it was written, or an earlier search's figure where that is larger; 2 % over it
+        // absorb other roundings of exp, which may send the search to another vertex of the same valley.
+        let table = [
+            ("gelu", "silu", 1, 1.3212e-2),
+            ("gelu", "silu", 2, 3.6e-3),
+            ("silu", "gelu", 2, 1.5304e-3),
+            ("silu", "gelu", 4, 6.2e-5),
+            ("tanh", "silu", 2, 3.95e-2),
+            ("tanh", "silu", 4, 2.2e-3),
+            ("sigmoid", "gelu", 2, 1.36e-2),
+            ("softplus", "silu", 4, 5.4e-6),
+        ];
+        for (target, source, neurons, known) in table {
+            let e = error(target, source, neurons, (-8.0, 8.0), 16.0);
+            assert!(e <= 1.02 * known, "{target} from {source}, {neurons}: {e}");
+        }
+    }
+
+    #[test]
+    fn weight_limited_relu() {
+        // relu − silu ≤ 0.27846, halved by a constant; everything scales as 1/W. The others are figures of an earlier
+        // search with smaller outer weights.
+        for (neurons, weight, known) in [(1, 1.0, 0.13924), (1, 16.0, 0.13924), (2, 1.0, 0.1145), (3, 1.0, 0.0899)] {
+            let e = error("relu", "silu", neurons, LINE, weight);
+            assert!(e * weight <= known * 1.001, "{neurons} {weight}: {e}");
+        }
+    }
+
+    #[test]
+    fn scaled_copies_are_exact() {
+        // One neuron: quick_gelu(z) = silu(1.702z)/1.702, tanh z = 2·sigmoid(2z) − 1. The last gains are below what the
+        // descent counts as progress: 1e−9 of the scale.
+        for (target, source) in [("quick_gelu", "silu"), ("tanh", "sigmoid"), ("sigmoid", "tanh"), ("elu", "celu")] {
+            let e = error(target, source, 1, (-8.0, 8.0), 16.0);
+            assert!(e < 1e-8, "{target} from {source}: {e}");
+        }
+    }
+
+    #[test]
+    fn unreachable_asymptotes_have_no_fit() {
+        for (target, source, neurons) in [("gelu", "sigmoid", 4), ("identity", "silu", 1), ("abs", "relu", 1)] {
+            assert!(Case::new(target, source).with(neurons, LINE, 8.0, fit).is_none(), "{target} from {source}");
+        }
+        assert!(error("identity", "silu", 2, LINE, 8.0) < 1e-12);
+    }
+
+    #[test]
+    fn limits_hold_and_estimates_are_true() {
+        for (target, source, gated, constant) in [
+            ("gelu", "silu", false, false),
+            ("tanh", "gelu", false, true),
+            ("relu", "softplus", false, true),
+            ("softsign", "elu", false, true),
+            ("gelu", "relu", true, true),
+            ("mish", "silu", true, false),
+            ("gelu", "hardtanh", false, false),
+            ("silu", "leaky_relu", false, true),
+        ] {
+            let case = Case::new(target, source);
+            case.with(3, (-6.0, 7.0), 4.0, |p| {
+                let p = Problem { gated, constant, max_out: 20.0, ..*p };
+                let f = fit(&p).unwrap();
+                assert!(f.neurons.len() <= 3 && (constant || f.constant == 0.0));
+                for n in &f.neurons {
+                    // out is p/w rounded: the product may exceed the box by an ulp or two.
+                    assert!(n.weight.abs() <= 4.0 && (n.out * n.weight).abs() <= 20.0 * (1.0 + 1e-12));
+                    assert_eq!(n.up.is_some(), gated);
+                    assert!(n.up.is_none_or(|(a, b)| a.abs().max(b.abs()) == 1.0));
+                }
+                let dense = (0..=40_000).map(|i| -6.0 + 13.0 * f64::from(i) / 40_000.0);
+                let seen = dense.map(|z| (f.value(&case.source, z) - case.target.value(z)).abs()).fold(0.0, f64::max);
+                // Both sample the same curve, one of them refined at its extrema.
+                assert!(seen <= f.estimate * 1.001 + 1e-12, "{target} from {source}: {seen} {}", f.estimate);
+                assert!(seen >= f.estimate * 0.99, "{target} from {source}: {seen} {}", f.estimate);
+            });
+        }
+    }
+
+    #[test]
+    fn a_jump_costs_nothing_inside_its_band() {
+        let source = Activation::Silu;
+        let step = |z: f64| match z {
+            z if z < 0.75 => (0.0, 0.0),
+            z if z <= 1.25 => (0.0, 1.0),
+            _ => (1.0, 1.0),
+        };
+        for domain in [(-8.0, 8.0), LINE] {
+            let problem = Problem {
+                source: &source,
+                gated: false,
+                domain,
+                target: &step,
+                knots: &[0.75, 1.25],
+                tails: [Some((0.0, 0.0)), Some((0.0, 1.0))],
+                neurons: 2,
+                max_weight: 64.0,
+                max_out: 1e3,
+                constant: false,
+            };
+            let f = fit(&problem).unwrap();
+            // Two gates of weight 64 half a unit apart: (silu(64t) − relu(64t))/32 is at most 0.2785/32 = 8.7e−3.
+            assert!(f.estimate < 8.8e-3, "{domain:?}: {}", f.estimate);
+            // The same band with a piecewise-linear source: exact up to rounding of the slopes.
+            let exact = fit(&Problem { source: &Activation::Relu, ..problem }).unwrap();
+            assert!(exact.estimate < 1e-9, "{domain:?}: {}", exact.estimate);
+        }
+    }
+
+    #[test]
+    fn the_front_falls() {
+        let front = Case::new("gelu", "silu").with(3, (-8.0, 8.0), 16.0, pareto);
+        assert_eq!(front.len(), 3);
+        assert!(front.windows(2).all(|w| w[1].estimate < w[0].estimate && w[1].neurons.len() > w[0].neurons.len()));
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Case::new("sigmoid", "gelu").with(3, (-8.0, 8.0), 16.0, fit))
+        };
+        assert_eq!(run(1), run(3));
     }
 }

@@ -1,5 +1,7 @@
 //! Piecewise-linear sources: an optimal polyline, and the neurons that realise it.
 
+use rayon::prelude::*;
+
 use super::polyline::{Polyline, Tube};
 use super::samples::Samples;
 use super::{Fit, Neuron, Problem};
@@ -116,7 +118,7 @@ impl<'a> Polylines<'a> {
             let mut worst = eps;
             for k in 0..m {
                 let (l, r) = (k.saturating_sub(1), (k + 1).min(m - 1));
-                if !(e[k].1 > 0.97 * eps) || e[l].1 > e[k].1 || (r > k && e[r].1 >= e[k].1) {
+                if e[k].1 <= 0.97 * eps || e[l].1 > e[k].1 || (r > k && e[r].1 >= e[k].1) {
                     continue;
                 }
                 let (mut a, mut b) = (e[l].0, e[r].0);
@@ -189,7 +191,7 @@ impl<'a> Polylines<'a> {
             tries.push((Free, n - 1));
         }
         tries
-            .into_iter()
+            .into_par_iter()
             .filter(|t| t.1 > 0)
             .filter_map(|(variant, links)| {
                 let p = self.optimum(variant, links)?;

@@ -100,10 +100,10 @@ impl Program {
         }
         let limit = 60 + 12 * n;
         for pivot in 0..limit {
-            let Some((row, violation)) = simplex.most_violated() else { break };
-            if !simplex.exchange(row, violation) {
+            let Some(row) = simplex.most_violated() else { break };
+            if !simplex.exchange(row) {
                 // The box is never empty and E is free, so only rounding leads here: start over from clean factors once.
-                if !simplex.factor() || !simplex.exchange(row, violation) {
+                if !simplex.factor() || !simplex.exchange(row) {
                     break;
                 }
             }
@@ -175,7 +175,7 @@ impl Simplex<'_> {
         true
     }
 
-    fn most_violated(&self) -> Option<(Row, f64)> {
+    fn most_violated(&self) -> Option<Row> {
         let p = self.program;
         let n = p.n;
         let (x, level) = (&self.vertex[..n], self.vertex[n]);
@@ -197,20 +197,20 @@ impl Simplex<'_> {
         }
         // A residual can wait while x is far outside the box, never the reverse: the box keeps the numbers small.
         let mut side = (Row::Upper(0), 1e-9);
-        for j in 0..n {
+        for (j, xj) in x.iter().enumerate() {
             let width = (p.upper[j] - p.lower[j]).max(1e-300);
-            for (row, v) in [(Row::Upper(j), x[j] - p.upper[j]), (Row::Lower(j), p.lower[j] - x[j])] {
+            for (row, v) in [(Row::Upper(j), xj - p.upper[j]), (Row::Lower(j), p.lower[j] - xj)] {
                 if v / width > side.1 {
                     side = (row, v / width);
                 }
             }
         }
         let (row, relative) = if side.1 > 1e-9 && (best.1 == 0.0 || side.1 > 0.5) { side } else { best };
-        (relative > 0.0).then(|| (row, relative))
+        (relative > 0.0).then_some(row)
     }
 
     /// Brings `row` into the basis; the ratio test y_k/α_k, with α·B = row, names the one that leaves.
-    fn exchange(&mut self, row: Row, _violation: f64) -> bool {
+    fn exchange(&mut self, row: Row) -> bool {
         let m = self.program.n + 1;
         let mut a = vec![0.0; m];
         let rhs = self.program.row(row, &mut a);

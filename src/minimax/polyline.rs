@@ -279,15 +279,16 @@ mod tests {
 
     #[test]
     fn parabola() {
-        // n links for x² on an interval of length l: error (l/n)²/16, equal pieces.
+        // n links for x² on an interval of length l: error (l/n)²/8, equal pieces.
         for n in 1..=6 {
             let (eps, p) = tube(|x| x * x, -1.0, 1.0, 4001).narrowest(n, None, 1e-8).unwrap();
-            let exact = (2.0 / n as f64).powi(2) / 16.0;
-            // Between samples h = 5e−4 apart the parabola leaves a chord by h²/4 ≈ 6.3e−8 at most.
-            assert!((eps - exact).abs() < 1e-8 * exact + 7e-8, "{n}: {eps} {exact}");
+            let exact = (2.0 / n as f64).powi(2) / 8.0;
+            // A kink between samples h = 5e−4 apart sticks out by at most a quarter of h times its jump, 4/n.
+            let slack = 5e-4 / n as f64;
+            assert!(eps <= exact * (1.0 + 1e-7) && eps >= exact - slack, "{n}: {eps} {exact}");
             assert_eq!(p.links.len(), n);
             let worst = (0..=5000).map(|i| -1.0 + f64::from(i) / 2500.0).map(|x| (p.value(x) - x * x).abs());
-            assert!(worst.fold(0.0, f64::max) <= exact + 1.4e-7);
+            assert!(worst.fold(0.0, f64::max) <= exact + slack);
         }
     }
 
@@ -295,7 +296,7 @@ mod tests {
     fn an_exact_polyline_is_found() {
         let f = |x: f64| (x + 1.3).max(0.0) - 2.0 * (x - 0.4).max(0.0);
         let (eps, p) = tube(f, -3.0, 3.0, 6001).narrowest(3, None, 1e-8).unwrap();
-        // The knots are on the grid up to 1e−3·6, where the corner is cut by at most half a step times the jump.
+        // All knots are samples, so only rounding of values of size 3 keeps the tube open.
         assert!(eps < 1e-9, "{eps}");
         assert_eq!(p.links.len(), 3);
     }

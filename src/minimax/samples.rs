@@ -64,7 +64,7 @@ impl Samples {
         }
         for _ in 0..size / 2 {
             let Some(s) = heap.pop() else { break };
-            if !(s.bend > 0.0) {
+            if s.bend <= 0.0 {
                 break;
             }
             known.push(s.middle);
@@ -73,7 +73,7 @@ impl Samples {
         }
         let mut beyond = [None, None];
         let growth = 1.0 + 24.0 / size as f64;
-        for side in 0..2 {
+        for (side, seen) in beyond.iter_mut().enumerate() {
             let (end, sign) = if side == 0 { (problem.domain.0, -1.0) } else { (problem.domain.1, 1.0) };
             if end.is_finite() {
                 continue;
@@ -92,11 +92,11 @@ impl Samples {
             }
             let drift = slope * last.0;
             // The hull that the target still has out there, and the offset itself.
-            beyond[side] = Some((offset.min(last.1 - drift), offset.max(last.2 - drift), slope));
+            *seen = Some((offset.min(last.1 - drift), offset.max(last.2 - drift), slope));
             if (last.1 - drift - offset).abs().max((last.2 - drift - offset).abs())
                 < 1e-6 * (offset.abs() + slope.abs() * width)
             {
-                beyond[side] = Some((offset, offset, slope));
+                *seen = Some((offset, offset, slope));
             }
         }
         known.sort_by(|p, q| p.0.total_cmp(&q.0));

@@ -28,6 +28,12 @@ enum Kind {
         rate: f64,
         coefficients: Vec<[f64; 6]>,
     },
+    /// scale·t for t ≥ 0, scale·alpha·(e^(rate·t) − 1) before
+    Elu {
+        scale: f64,
+        alpha: f64,
+        rate: f64,
+    },
     Pieces {
         knots: Vec<f64>,
         pieces: Vec<[f64; 3]>,
@@ -50,17 +56,14 @@ impl Source {
                     knots: knots.iter().map(|k| k.to_f64()).collect(),
                     pieces: pieces.iter().map(|p| [p[0].to_f64(), p[1].to_f64(), p[2].to_f64()]).collect(),
                 },
-                None => {
-                    // Families with an inner scale share the table of their unit member.
-                    let (unit, rate) = match (activation.swish_beta(), activation) {
-                        (Some(beta), _) => (Activation::Silu, beta.to_f64()),
-                        (None, Activation::Celu(a)) => {
-                            (Activation::Celu(crate::number::Number::one()), 1.0 / a.to_f64())
-                        }
-                        _ => (activation.clone(), 1.0),
-                    };
-                    Kind::Table { rate, coefficients: table(&unit) }
-                }
+                None => match (activation.elu_parameters(), activation.swish_beta()) {
+                    (Some((scale, alpha, gamma)), _) => {
+                        Kind::Elu { scale: scale.to_f64(), alpha: alpha.to_f64(), rate: 1.0 / gamma.to_f64() }
+                    }
+                    // The swish family shares silu's table.
+                    (_, Some(beta)) => Kind::Table { rate: beta.to_f64(), coefficients: table(&Activation::Silu) },
+                    _ => Kind::Table { rate: 1.0, coefficients: table(activation) },
+                },
             },
         };
         Source { kind, tails }
@@ -70,7 +73,7 @@ impl Source {
         match &self.kind {
             Kind::Table { rate, coefficients } => {
                 let x = (t * rate + REACH) * PANELS;
-                if x >= 0.0 && x < 2.0 * REACH * PANELS {
+                if (0.0..2.0 * REACH * PANELS).contains(&x) {
                     let k = x as usize;
                     let s = x - k as f64;
                     let [a, b, c, d, e, f] = coefficients[k];
@@ -80,6 +83,14 @@ impl Source {
                 } else {
                     let [a, b, c] = self.tails[usize::from(t > 0.0)];
                     (a + t * (b + t * c), b + 2.0 * t * c)
+                }
+            }
+            Kind::Elu { scale, alpha, rate } => {
+                if t >= 0.0 {
+                    (scale * t, *scale)
+                } else {
+                    let e = (rate * t).exp_m1();
+                    (scale * alpha * e, scale * alpha * rate * (e + 1.0))
                 }
             }
             Kind::Pieces { knots, pieces } => {
@@ -105,9 +116,7 @@ fn table(activation: &Activation) -> Vec<[f64; 6]> {
     (0..panels)
         .map(|k| {
             let [v0, d0, e0] = scaled(k as f64 * h - REACH);
-            // The left limit at the right end: kinks lie between panels.
-            let right = (k + 1) as f64 * h - REACH;
-            let [v1, d1, e1] = scaled(if right == 0.0 { -f64::MIN_POSITIVE } else { right });
+            let [v1, d1, e1] = scaled((k + 1) as f64 * h - REACH);
             let (r, s, q) = (v1 - v0 - d0 - 0.5 * e0, d1 - d0 - e0, e1 - e0);
             [v0, d0, 0.5 * e0, 10.0 * r - 4.0 * s + 0.5 * q, -15.0 * r + 7.0 * s - q, 6.0 * r - 3.0 * s + 0.5 * q]
         })
@@ -145,7 +154,7 @@ pub(super) struct Points {
 
 /// The problem in the form that the search uses.
 pub(super) struct Model<'a> {
-    pub source: Source,
+    pub source: &'a Source,
     /// has each neuron a z·σ coefficient
     pub linear_up: bool,
     pub constant: bool,
@@ -168,8 +177,7 @@ pub(super) struct Model<'a> {
 const HEAVY: f64 = 1e6;
 
 impl<'a> Model<'a> {
-    pub fn new(problem: &'a Problem<'a>, samples: &Samples) -> Self {
-        let source = Source::new(problem.source);
+    pub fn new(problem: &'a Problem<'a>, source: &'a Source, samples: &Samples) -> Self {
         let core = samples.core;
         let width = core.1 - core.0;
         let infinite_domain = problem.domain.0 == f64::NEG_INFINITY || problem.domain.1 == f64::INFINITY;
@@ -195,7 +203,7 @@ impl<'a> Model<'a> {
         Model {
             linear_up: problem.gated && !infinite_domain,
             constant: problem.constant,
-            max_weight: problem.max_weight.abs().min(2f64.powi(20) / width.min(1.0).max(1e-9)),
+            max_weight: problem.max_weight.abs().min(2f64.powi(20) / width.clamp(1e-9, 1.0)),
             min_weight: (1e-3 / width).min(problem.max_weight.abs()),
             max_out: problem.max_out.abs(),
             cancellation: 1e3,
@@ -447,7 +455,7 @@ impl<'a> Model<'a> {
             if worst < best_error {
                 (best, best_error) = (stack.clone(), worst);
             }
-            if !(worst > 0.0) {
+            if worst <= 0.0 || worst.is_nan() {
                 break;
             }
             let m = points.z.len();
@@ -503,7 +511,7 @@ impl<'a> Model<'a> {
         let mut stalled = 0;
         let mut jac = Vec::new();
         for _ in 0..steps {
-            if !(error > 1e-15 * self.scale) {
+            if error <= 1e-15 * self.scale || !error.is_finite() {
                 break;
             }
             self.jacobian(&stack, points, HEAVY, &mut jac);
@@ -631,9 +639,9 @@ impl<'a> Model<'a> {
         let m = fine.points.z.len();
         let e = |i: usize| (scratch[i] - fine.points.hi[i]).max(fine.points.lo[i] - scratch[i]);
         let mut worst = 0.0f64;
-        for row in 0..scratch.len() {
+        for (row, f) in scratch.iter().enumerate() {
             let (lo, hi) = self.hull(&fine.points, row, HEAVY);
-            let v = (scratch[row] - hi).max(lo - scratch[row]);
+            let v = (f - hi).max(lo - f);
             if v.is_nan() {
                 return f64::INFINITY;
             }
@@ -720,7 +728,7 @@ fn solve_damped(normal: &[f64], gradient: &[f64], frozen: &[bool], lambda: f64, 
                 s -= l[i * n + k] * l[j * n + k];
             }
             if i == j {
-                if !(s > 0.0) {
+                if s <= 0.0 || s.is_nan() {
                     return false;
                 }
                 l[i * n + i] = s.sqrt();
@@ -761,15 +769,24 @@ pub(super) struct Search<'a> {
     atoms: Vec<Atom>,
     /// elites per number of neurons, best first: stack and coarse error
     levels: Vec<Vec<(Stack, f64)>>,
+    /// the same per number of mirrored pairs
+    paired: Vec<Vec<(Stack, f64)>>,
     random: Random,
 }
 
 impl<'a> Search<'a> {
-    pub fn new(problem: &'a Problem<'a>, coarse: &Samples, fine: &'a Samples) -> Self {
-        let model = Model::new(problem, fine);
+    pub fn new(problem: &'a Problem<'a>, source: &'a Source, coarse: &Samples, fine: &'a Samples) -> Self {
+        let model = Model::new(problem, source, fine);
         let coarse = coarse.points_only();
-        let mut search =
-            Search { model, coarse, fine, atoms: Vec::new(), levels: Vec::new(), random: Random::new(0x6e65_7572) };
+        let mut search = Search {
+            model,
+            coarse,
+            fine,
+            atoms: Vec::new(),
+            levels: Vec::new(),
+            paired: Vec::new(),
+            random: Random::new(0x6e65_7572),
+        };
         search.dictionary();
         let mut empty = Stack::default();
         if search.model.constant {
@@ -785,6 +802,7 @@ impl<'a> Search<'a> {
             }
         }
         let error = search.model.error(&empty, &search.coarse, &mut Vec::new());
+        search.paired.push(vec![(empty.clone(), error)]);
         search.levels.push(vec![(empty, error)]);
         search
     }
@@ -792,7 +810,7 @@ impl<'a> Search<'a> {
     /// Weights in geometric steps, knees over the core and a little beyond, both orientations; the steepest at the knots.
     fn dictionary(&mut self) {
         let m = &self.model;
-        let (a, b) = m.core;
+        let a = m.core.0;
         let width = m.width();
         let mut pairs: Vec<(f64, f64)> = Vec::new();
         let top = m.max_weight.min(400.0 / width);
@@ -970,7 +988,7 @@ impl<'a> Search<'a> {
         let wide = n <= 6;
         let mut starts = extra;
         let mut jobs: Vec<(Stack, usize, usize)> = Vec::new();
-        let take = if wide { 4 } else { 2 };
+        let take = if wide { 5 } else { 3 };
         for (s, _) in self.levels[n - 1].iter().take(take) {
             jobs.push((
                 s.clone(),
@@ -984,9 +1002,9 @@ impl<'a> Search<'a> {
                 },
             ));
         }
-        if n >= 2 {
+        if n >= 3 && n % 2 == 1 {
             for (s, _) in self.levels[n - 2].iter().take(if wide { 2 } else { 1 }) {
-                jobs.push((s.clone(), 2, if n == 2 { 10 } else { 4 }));
+                jobs.push((s.clone(), 2, 4));
             }
         }
         let grown: Vec<Vec<Stack>> =
@@ -995,9 +1013,9 @@ impl<'a> Search<'a> {
         for _ in 0..if n == 1 {
             0
         } else if wide {
-            14
+            12
         } else {
-            6
+            4
         } {
             let mut s = Stack::default();
             for _ in 0..n {
@@ -1007,9 +1025,45 @@ impl<'a> Search<'a> {
             self.outer(&mut s);
             starts.push(s);
         }
+        let mut level = self.settle(starts, if wide { 8 } else { 5 });
+        if n.is_multiple_of(2) {
+            // A line of its own for stacks of mirrored pairs: symmetric targets often want them, and they grow only so.
+            let pairs: Vec<Vec<Stack>> = self.paired[n / 2 - 1]
+                .par_iter()
+                .take(3)
+                .map(|(s, _)| self.extensions(s, 2, if n == 2 { 12 } else { 5 }))
+                .collect();
+            let pairs = self.settle(pairs.into_iter().flatten().collect(), 5);
+            level.extend(pairs.iter().cloned());
+            level = distinct(&self.model, &self.coarse, level, 6);
+            self.paired.push(pairs);
+        }
+        // Trade neurons: drop each of the best stacks' neurons in turn and grow another one.
+        let settled = level.first().is_some_and(|b| b.1 <= 1e-8 * self.model.scale);
+        if n >= 2 && !settled && (n <= 4 || n.is_multiple_of(2)) {
+            let mut jobs: Vec<Stack> = Vec::new();
+            for (s, _) in level.iter().take(if wide { 3 } else { 1 }) {
+                for i in 0..n {
+                    let mut t = s.clone();
+                    for v in [&mut t.w, &mut t.b, &mut t.p, &mut t.q] {
+                        v.remove(i);
+                    }
+                    self.outer(&mut t);
+                    jobs.push(t);
+                }
+            }
+            let traded: Vec<Vec<Stack>> = jobs.par_iter().map(|s| self.extensions(s, 1, 3)).collect();
+            level.extend(self.settle(traded.into_iter().flatten().collect(), if wide { 6 } else { 4 }));
+            level = distinct(&self.model, &self.coarse, level, 6);
+        }
+        self.levels.push(level);
+    }
+
+    /// Least squares from every start, then sequential linear programming for the `keep` best.
+    fn settle(&self, starts: Vec<Stack>, keep: usize) -> Vec<(Stack, f64)> {
         let model = &self.model;
         let coarse = &self.coarse;
-        let mut fitted: Vec<(Stack, f64)> = starts
+        let fitted: Vec<(Stack, f64)> = starts
             .into_par_iter()
             .map(|s| {
                 let s = model.least_squares(s, coarse, 4);
@@ -1017,17 +1071,14 @@ impl<'a> Search<'a> {
                 (s, e)
             })
             .collect();
-        let keep = if wide { 8 } else { 5 };
-        distinct(&mut fitted, keep);
-        let mut polished: Vec<(Stack, f64)> = fitted
+        let polished: Vec<(Stack, f64)> = distinct(model, coarse, fitted, keep)
             .into_par_iter()
             .map(|(s, _)| {
                 let (s, e, _) = model.descend(s, &mut coarse.copy(), None, 14, 3e-3);
                 (s, e)
             })
             .collect();
-        distinct(&mut polished, 4);
-        self.levels.push(polished);
+        distinct(model, coarse, polished, 6)
     }
 
     /// The best stack of the last level, polished on the fine samples: (stack, error there, alternations).
@@ -1061,7 +1112,7 @@ impl<'a> Search<'a> {
             let e = self.model.error(&best.0, &self.coarse, &mut Vec::new());
             if let Some(level) = self.levels.last_mut() {
                 level.insert(0, (best.0.clone(), e));
-                level.truncate(4);
+                level.truncate(6);
             }
             Some(best)
         } else {
@@ -1070,9 +1121,26 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Best first, dropping what repeats an error to 1e−4, and what is infinite beyond the first.
-fn distinct(list: &mut Vec<(Stack, f64)>, keep: usize) {
+/// Best first, dropping what is the same function to a hundredth of its error: elites from one valley are worth one.
+fn distinct(model: &Model, points: &Points, list: Vec<(Stack, f64)>, keep: usize) -> Vec<(Stack, f64)> {
+    let mut list = list;
+    list.retain(|s| s.1.is_finite());
     list.sort_by(|a, b| a.1.total_cmp(&b.1));
-    list.dedup_by(|b, a| b.1 <= a.1 * (1.0 + 1e-4));
-    list.truncate(keep);
+    let mut seen: Vec<Vec<f64>> = Vec::new();
+    let mut kept = Vec::new();
+    for (stack, error) in list {
+        let mut f = Vec::new();
+        model.values(&stack, points, 1.0, &mut f);
+        f.truncate(points.z.len());
+        let same = |g: &Vec<f64>| f.iter().zip(g).all(|(a, b)| (a - b).abs() <= 0.01 * error);
+        if seen.iter().any(same) {
+            continue;
+        }
+        seen.push(f);
+        kept.push((stack, error));
+        if kept.len() == keep {
+            break;
+        }
+    }
+    kept
 }

@@ -1,0 +1,143 @@
+//! How each response is realised, neuron by neuron, in words.
+
+use std::fmt::Write;
+
+use crate::activation::Activation;
+use crate::certify::{Figures, Status};
+use crate::compile::Compiled;
+use crate::derive::Rounding;
+use crate::solve::{Method, Solution};
+use crate::stack::Neuron;
+
+/// The whole block.
+pub fn explain(compiled: &Compiled) -> String {
+    let mut out = String::new();
+    let file = &compiled.certificate;
+    let _ = writeln!(
+        out,
+        "A {} block of {} neurons in {}, {} hidden units for a stream of width {}.\n",
+        file.form, file.source, file.format, file.intermediate_size, file.hidden_size
+    );
+    for (r, s) in file.responses.iter().zip(&compiled.solutions) {
+        let _ = writeln!(out, "{}", r.name);
+        let _ = writeln!(out, "  adds c(z)·v with c(z) = {}", r.target);
+        let _ = writeln!(out, "  {}", method(s, &r.certificate));
+        if s.stack.constant != 0.0 {
+            let _ = writeln!(out, "  constant {} (in the output bias)", s.stack.constant);
+        }
+        for (k, n) in s.stack.neurons.iter().enumerate() {
+            let _ = writeln!(out, "  unit {}: {}", r.first_unit + k, formula(n, &file.source));
+            let _ = writeln!(out, "          {}", neuron(n, &file.source));
+        }
+        for line in figures(&r.certificate, r.rounding.as_ref()) {
+            let _ = writeln!(out, "  {line}");
+        }
+        if let Some(binding) = &s.binding {
+            let _ = writeln!(out, "  what limits it: {binding}");
+        }
+        let _ = writeln!(out);
+    }
+    out
+}
+
+fn method(s: &Solution, f: &Figures) -> String {
+    let n = s.stack.neurons.len();
+    let count = if n == 1 { "1 neuron".to_string() } else { format!("{n} neurons") };
+    match (s.method, f.status) {
+        (_, _) if n == 0 => "a constant needs no neuron".into(),
+        (Method::Construction, Status::Exact) => format!("{count}: an identity, exact up to the rounding of weights"),
+        (Method::Construction, Status::ExactOutside) => {
+            format!("{count}: exact up to the rounding of weights, except within {} of the jump", f.delta)
+        }
+        (Method::Construction, _) => format!("{count}: an identity before rounding"),
+        (Method::Steep, _) => format!("{count}: steep enough to look like a kink from where it matters"),
+        (Method::Fit, _) => format!("{count}: a minimax fit, nothing exact exists"),
+    }
+}
+
+/// The neuron as a formula.
+pub fn formula(n: &Neuron<f64>, sigma: &Activation) -> String {
+    let line = |w: f64, b: f64| match (w, b) {
+        (0.0, b) => format!("{b}"),
+        (w, 0.0) => format!("{w}·z"),
+        (w, b) if b < 0.0 => format!("{w}·z − {}", -b),
+        (w, b) => format!("{w}·z + {b}"),
+    };
+    let up = match n.up {
+        None | Some((0.0, 1.0)) => String::new(),
+        Some((w, b)) => format!(" · ({})", line(w, b)),
+    };
+    format!("{} · {sigma}({}){up}", n.out, line(n.weight, n.bias))
+}
+
+fn neuron(n: &Neuron<f64>, sigma: &Activation) -> String {
+    use Activation::*;
+    if n.weight == 0.0 {
+        return match n.up {
+            Some((w, _)) if w != 0.0 => "its gate is constant: it passes its up row on".into(),
+            _ => "a constant".into(),
+        };
+    }
+    let at = short(-n.bias / n.weight);
+    let (on, off) = if n.weight > 0.0 { ("above", "below") } else { ("below", "above") };
+    let slope = short((n.out * n.weight).abs() * n.up.map_or(1.0, |u| if u.0 == 0.0 { u.1.abs() } else { 1.0 }));
+    let rising = (n.out * n.weight.signum() > 0.0) == (n.up.is_none_or(|u| u.1 >= 0.0));
+    let times = if n.up.is_some_and(|u| u.0 != 0.0) { ", times its up row" } else { "" };
+    match sigma {
+        Relu | Silu | Swish(_) | Gelu | GeluTanh | QuickGelu | Mish | Softplus | Elu(_) | Selu | Celu(_)
+        | Hardswish => {
+            let knee = 10.0 / n.weight.abs();
+            let soft = match sigma {
+                Relu => String::new(),
+                _ => format!(" (its knee is {} wide)", short(knee)),
+            };
+            format!(
+                "silent {off} z = {at}, then {} by {slope} per unit of z{times}{soft}",
+                if rising { "climbs" } else { "falls" }
+            )
+        }
+        Sigmoid | Tanh | Softsign | Hardtanh | Hardsigmoid | Relu6 => {
+            format!(
+                "moves from one level to another around z = {at}, over about {}{times}",
+                short(6.0 / n.weight.abs())
+            )
+        }
+        Relu2 => format!("silent {off} z = {at}, grows like a square {on} it{times}"),
+        LeakyRelu(_) | Abs | Identity => format!("bends at z = {at}, steeper {on} it{times}"),
+    }
+}
+
+/// A number for reading, not for computing.
+pub fn short(x: f64) -> String {
+    let text = format!("{x:.4e}");
+    match text.parse::<f64>() {
+        Ok(y) if y == 0.0 || (1e-3..1e6).contains(&y.abs()) => format!("{y}"),
+        Ok(y) => format!("{y:e}"),
+        Err(_) => text,
+    }
+}
+
+/// The certificate's figures in words.
+pub fn figures(f: &Figures, rounding: Option<&Rounding>) -> Vec<String> {
+    let mut out = vec![format!("certified: {:?}", f.status)];
+    match (f.epsilon_outside, f.overshoot) {
+        (Some(outside), Some(overshoot)) => {
+            out.push(format!("  farther than {} from the jump: error ≤ {}", short(f.delta), short(outside)));
+            out.push(format!("  nearer: between the two sides, give or take {}", short(overshoot)));
+        }
+        _ => out.push(format!("  error ≤ {}", short(f.epsilon))),
+    }
+    if f.eta > 0.0 {
+        out.push(format!("  plus {} of |z| (rounding of slopes)", short(f.eta)));
+    }
+    if let Some(leak) = f.leak {
+        out.push(format!("  where the response is 0 the block adds at most {}", short(leak)));
+    }
+    if let Some(r) = rounding {
+        if r.delta_rows > 0.0 {
+            out.push(format!("  rounded rows move z by at most {}", short(r.delta_rows)));
+        }
+        out.push(format!("  in the stream, off the jump: ‖error‖ ≤ {}", short(r.outside)));
+    }
+    out
+}

@@ -1,0 +1,344 @@
+//! The command line.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use neurograft::activation::Activation;
+use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
+use neurograft::certify::{Domain, Figures, Status};
+use neurograft::compile::{Compiled, compile_with_progress};
+use neurograft::explain::{explain, figures, formula, short};
+use neurograft::expr::Expr;
+use neurograft::format::Format;
+use neurograft::panels::panels;
+use neurograft::report;
+use neurograft::sae::Sae;
+use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, solve};
+use neurograft::spec::Spec;
+use neurograft::stack::Form;
+use neurograft::{Error, embedded, intervention, verify};
+
+/// Compile interventions on a language model's residual stream into certified MLP weights.
+///
+/// Without a command, compiles an example on real features and says what it made.
+///
+/// Exit codes: 0 done, and every tolerance met; 1 verification found a disagreement; 2 bad input or usage, or something
+/// that cannot be compiled; 3 compiled, but a tolerance was missed (the best block found is written all the same).
+#[derive(Parser)]
+#[command(version, about, long_about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a specification file into block.safetensors, certificate.json and report.svg
+    Compile {
+        /// The specification, TOML or JSON (docs/spec.md)
+        spec: PathBuf,
+        /// Where to write; made if it is not there
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Overwrite the three files if they are there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Re-derive every bound in a directory from its files alone
+    Verify {
+        /// What `compile` wrote
+        dir: PathBuf,
+    },
+    /// Compile one scalar response and print its neurons with their certificate
+    Fit(Fit),
+    /// Show how each response of a specification is realised, neuron by neuron
+    Explain {
+        /// The specification, TOML or JSON
+        spec: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Fit {
+    /// A name of the catalogue (gelu) or an expression in z ("step(z - 2)")
+    #[arg(long)]
+    target: String,
+    /// The activation to build from
+    #[arg(long)]
+    source: String,
+    /// The most neurons
+    #[arg(long)]
+    neurons: usize,
+    /// Where the certificate must hold; -inf and inf are welcome
+    #[arg(long, num_args = 2, value_names = ["LO", "HI"], allow_hyphen_values = true)]
+    domain: Vec<String>,
+    /// plain: out·σ(weight·z + bias); gated: times (up_weight·z + up_bias)
+    #[arg(long, default_value = "plain")]
+    form: String,
+    /// f64, f32, f16 or bf16
+    #[arg(long, default_value = "f64")]
+    format: String,
+    /// The largest |weight| (gate weight when gated)
+    #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
+    max_weight: f64,
+    /// The largest |out|·|weight|
+    #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
+    max_out: f64,
+    /// No output constant
+    #[arg(long)]
+    no_constant: bool,
+    /// The error to reach; without it, the smallest that is found
+    #[arg(long, allow_hyphen_values = true)]
+    tolerance: Option<f64>,
+    /// Radius around jumps of the target within which the pre-activation may be off
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    band: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const MISSED: u8 = 3;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        None => example(),
+        Some(Command::Compile { spec, output, force }) => compile_spec(&spec, &output, force),
+        Some(Command::Verify { dir }) => verify_dir(&dir),
+        Some(Command::Fit(fit)) => fit.run(),
+        Some(Command::Explain { spec }) => load(&spec).map(|c| {
+            say(&explain(&c));
+            outcome_of(&c)
+        }),
+    };
+    outcome.unwrap_or_else(|e| {
+        let _ = writeln!(std::io::stderr(), "error: {e}");
+        ExitCode::from(if e.is_disagreement() { 1 } else { 2 })
+    })
+}
+
+type Outcome = Result<ExitCode, Error>;
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn outcome_of(c: &Compiled) -> ExitCode {
+    if c.met() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) }
+}
+
+fn compile_target(spec: &Spec, sae: &Sae) -> Result<Compiled, Error> {
+    let target = intervention::target(spec, sae)?;
+    let bar =
+        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
+    bar.set_style(
+        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} responses, {elapsed}").expect("a valid template"),
+    );
+    let compiled = compile_with_progress(&target, &intervention::options(spec), &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    compiled
+}
+
+fn load(path: &Path) -> Result<Compiled, Error> {
+    let spec = Spec::read(path)?;
+    compile_target(&spec, &Sae::open(&spec.sae)?)
+}
+
+fn summary(c: &Compiled) -> String {
+    let mut out = format!(
+        "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
+        "response", "neurons", "status", "error", "overshoot", "leak", "c(z)"
+    );
+    for (r, p) in c.certificate.responses.iter().zip(&c.proof.responses) {
+        let f = p.figures();
+        let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
+        let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
+        let status = format!("{:?}", f.status);
+        out += &format!(
+            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
+            r.name,
+            r.neurons.len(),
+            status,
+            error,
+            cell(f.overshoot),
+            cell(f.leak),
+            r.target
+        );
+    }
+    if let Some(t) = &c.proof.total {
+        let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
+        out += &format!(
+            "\nin the stream, for ‖x‖ ≤ {norm} and pre-activations in range and off the bands: ‖error‖ ≤ {:.2e}\n",
+            t.outside
+        );
+    }
+    out +=
+        "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
+    for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
+        if let (Status::BestEffort, Some(binding)) = (r.certificate.status, &s.binding) {
+            out += &format!("{}: the tolerance is missed; what limits it is {binding}\n", r.name);
+        }
+    }
+    out
+}
+
+fn write_all(c: &Compiled, dir: &Path, heading: &str) -> Result<(), Error> {
+    c.write(dir)?;
+    report::write_svg(&dir.join(REPORT_FILE), heading, &panels(c)?)
+}
+
+fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
+    let present = neurograft::certificate::FILES.iter().find(|f| output.join(f).exists());
+    if let (Some(file), false) = (present, force) {
+        return Err(Error::input(format!("{} is there already", output.join(file).display()))
+            .help("name another directory, or overwrite with --force"));
+    }
+    let compiled = load(spec)?;
+    write_all(&compiled, output, &spec.display().to_string())?;
+    say(&summary(&compiled));
+    say(&format!("\nwrote {}\n", output.display()));
+    Ok(outcome_of(&compiled))
+}
+
+fn verify_dir(dir: &Path) -> Outcome {
+    let (file, proof) = verify::verify(dir)?;
+    let hidden = file.intermediate_size;
+    say(&format!(
+        "{}: {} responses, {hidden} hidden units, all bounds derived anew and equal\n",
+        dir.display(),
+        file.responses.len()
+    ));
+    for (r, p) in file.responses.iter().zip(&proof.responses) {
+        say(&format!("{}\n", r.name));
+        for line in figures(p.figures(), p.rounding.as_ref()) {
+            say(&format!("  {line}\n"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Without a command: the whole way on the embedded example.
+fn example() -> Outcome {
+    let (spec, sae, x) = embedded::load()?;
+    say(
+        "Four interventions on features of SmolLM2-135M-Instruct, layer 15 (examples/ablate.toml), as an MLP block.\n\n",
+    );
+    let compiled = compile_target(&spec, &sae)?;
+    let dir = Path::new("neurograft-example");
+    write_all(&compiled, dir, "examples/ablate.toml")?;
+    say(&summary(&compiled));
+    let target = intervention::target(&spec, &sae)?;
+    let seen = neurograft::observe::observe(&target, &compiled, &x)?;
+    say(&format!(
+        "\non {} real residuals: {} with a feature on; largest ‖error‖ off the bands {:.2e} (certified {:.2e}); {} pre-activations within a band\n",
+        seen.tokens,
+        seen.active,
+        seen.largest,
+        seen.bound.unwrap_or(f64::INFINITY),
+        seen.in_band
+    ));
+    verify::verify(dir)?;
+    say(&format!(
+        "\nwrote {0}/block.safetensors, certificate.json, report.svg; `neurograft verify {0}` agrees\n",
+        dir.display()
+    ));
+    Ok(outcome_of(&compiled))
+}
+
+/// The output of `fit --json`; checkers outside of the project read it.
+#[derive(Serialize)]
+struct FitOutput<'a> {
+    version: u32,
+    target: &'a str,
+    source: String,
+    form: Form,
+    format: Format,
+    domain: Ends,
+    constant: f64,
+    neurons: Vec<NeuronFile<f64>>,
+    certificate: &'a Figures,
+}
+
+impl Fit {
+    fn run(&self) -> Outcome {
+        let text = self.target.trim();
+        let target = target(text)?;
+        let source: Activation = self.source.parse().map_err(|e: Error| e.at("--source"))?;
+        let form: Form = self.form.parse().map_err(|e: Error| e.at("--form"))?;
+        let format: Format = self.format.parse().map_err(|e: Error| e.at("--format"))?;
+        let [lo, hi] = &self.domain[..] else {
+            return Err(Error::input("--domain LO HI is missing").help("for example --domain -8 8"));
+        };
+        let domain = Domain::new(end(lo)?, end(hi)?).map_err(|e| e.at("--domain"))?;
+        let budget = Budget {
+            neurons: self.neurons,
+            max_weight: self.max_weight,
+            max_out: self.max_out,
+            tolerance: self.tolerance,
+            band: self.band,
+            constant: !self.no_constant,
+        };
+        let solution = solve(&Request { target: &target, source: &source, form, format, domain, budget })?;
+        let figures = solution.certificate.figures();
+        if self.json {
+            let output = FitOutput {
+                version: 1,
+                target: text,
+                source: source.to_string(),
+                form,
+                format,
+                domain: domain.into(),
+                constant: solution.stack.constant,
+                neurons: solution.stack.neurons.iter().map(NeuronFile::new).collect(),
+                certificate: figures,
+            };
+            say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
+        } else {
+            say(&self.words(&solution, text));
+        }
+        Ok(if figures.status == Status::BestEffort { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+    }
+
+    fn words(&self, s: &Solution, target: &str) -> String {
+        let mut out = format!("{target} from {} neurons of {}\n", s.stack.neurons.len(), s.stack.source);
+        out += &format!("  constant {}\n", s.stack.constant);
+        for n in &s.stack.neurons {
+            out += &format!("  {}\n", formula(n, &s.stack.source));
+        }
+        for line in figures(s.certificate.figures(), None) {
+            out += &format!("{line}\n");
+        }
+        if let Some(b) = &s.binding {
+            out += &format!("what limits it: {b}\n");
+        }
+        if let Some(t) = self.tolerance.filter(|_| s.certificate.status() == Status::BestEffort) {
+            out += &format!("the tolerance {} is missed\n", short(t));
+        }
+        out
+    }
+}
+
+/// A catalogue name or an expression.
+fn target(text: &str) -> Result<Expr, Error> {
+    let name = text.chars().all(|c| c.is_ascii_alphanumeric() || "_:./+-".contains(c))
+        && text.starts_with(|c: char| c.is_ascii_alphabetic());
+    if name && text != "z" && !text.contains(['+', '-']) || text.contains(':') && name {
+        return text.parse::<Activation>().map(Expr::of).map_err(|e| e.at("--target"));
+    }
+    text.parse::<Expr>().map_err(|e| e.at("--target"))
+}
+
+fn end(text: &str) -> Result<f64, Error> {
+    let bad =
+        || Error::input(format!("'{text}' is not an end of a domain")).help("a number, -inf or inf").at("--domain");
+    let x: f64 = text.trim().parse().map_err(|_| bad())?;
+    if x.is_nan() || x.is_infinite() && !text.to_ascii_lowercase().contains("inf") { Err(bad()) } else { Ok(x) }
+}
