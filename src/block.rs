@@ -119,14 +119,9 @@ impl Block {
                 .map_err(|e| Error::input(format!("tensor {name}: {e}")))?;
             views.push((*name, view));
         }
-        let metadata: HashMap<String, String> = [
-            ("format", "neurograft-block-1".to_string()),
-            ("source", self.source.to_string()),
-            ("form", self.form.to_string()),
-            ("axes", "weights are [out, in]".to_string()),
-        ]
-        .map(|(k, v)| (k.to_string(), v))
-        .into();
+        // One entry only: the library keeps metadata in a hash map, whose order would differ from run to run.
+        let about = format!("version 1; source {}; form {}; weights are [out, in]", self.source, self.form);
+        let metadata = HashMap::from([("neurograft_block".to_string(), about)]);
         safetensors::serialize(views, Some(metadata)).map_err(|e| Error::input(format!("block: {e}")))
     }
 

@@ -14,6 +14,7 @@ use crate::certify::{Domain, jumps};
 use crate::derive::{BlockProof, ResponseClaim, derive};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
+use crate::files::write_whole;
 use crate::format::Format;
 use crate::ridge::split;
 use crate::solve::{Budget, Request, Solution, solve};
@@ -171,21 +172,9 @@ impl Compiled {
     /// written beside its place and then renamed.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
-        write_file(&dir.join(BLOCK_FILE), &self.block.to_safetensors()?)?;
-        write_file(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
+        write_whole(&dir.join(BLOCK_FILE), &self.block.to_safetensors()?)?;
+        write_whole(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
     }
-}
-
-/// Writes a file through a temporary one in the same directory.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let place = |e| Error::io(format!("cannot write {}", path.display()), e);
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(place)?;
-    file.write_all(bytes).map_err(place)?;
-    file.as_file().sync_all().map_err(place)?;
-    file.persist(path).map_err(|e| place(e.error))?;
-    Ok(())
 }
 
 /// Checks lengths and numbers; returns the hidden size.

@@ -14,6 +14,7 @@ pub mod error;
 pub mod exact;
 pub mod explain;
 pub mod expr;
+pub mod files;
 pub mod format;
 pub mod interval;
 pub mod intervention;

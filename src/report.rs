@@ -4,8 +4,6 @@
 //! drawn (NaN, infinities, an empty list) leaves a gap or a note; it never panics, and an axis is never cut silently.
 
 use std::fmt::Write as _;
-use std::fs::Permissions;
-use std::io::Write as _;
 use std::ops::Range;
 use std::path::Path;
 
@@ -16,6 +14,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// One response of a report.
 #[derive(Clone, Debug, Default)]
@@ -112,35 +111,9 @@ pub fn svg(heading: &str, panels: &[Panel]) -> Result<String> {
     })
 }
 
-/// Writes [`svg`]'s picture, through a temporary file beside it: a reader sees the old file or the new one, whole.
+/// Writes [`svg`]'s picture, whole or not at all.
 pub fn write_svg(path: impl AsRef<Path>, heading: &str, panels: &[Panel]) -> Result<()> {
-    let path = path.as_ref();
-    let text = svg(heading, panels)?;
-    let failed = |e| Error::io(format!("cannot write {}", path.display()), e);
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".report").suffix(".tmp");
-    if let Some(p) = permissions() {
-        builder.permissions(p);
-    }
-    let mut file = builder.tempfile_in(folder).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
-}
-
-/// What an ordinary new file gets (less the umask), where temporary files are private by default.
-#[cfg(unix)]
-fn permissions() -> Option<Permissions> {
-    use std::os::unix::fs::PermissionsExt;
-    Some(Permissions::from_mode(0o666))
-}
-#[cfg(not(unix))]
-fn permissions() -> Option<Permissions> {
-    None
+    write_whole(path.as_ref(), svg(heading, panels)?.as_bytes())
 }
 
 /// Error against neurons: one line a series, logarithmic in the error, and in x where x spans a factor of 16 or more.
