@@ -129,7 +129,7 @@ impl Normal {
 
     /// Sum.
     #[must_use]
-    pub fn add(mut self, o: Normal) -> Normal {
+    pub fn plus(mut self, o: Normal) -> Normal {
         self.poly = self.poly.add(&o.poly);
         for (atom, c) in o.terms {
             self.add_term(atom, &c);
@@ -139,8 +139,8 @@ impl Normal {
 
     /// Difference.
     #[must_use]
-    pub fn sub(self, o: Normal) -> Normal {
-        self.add(o.scale(&-BigRational::one()))
+    pub fn minus(self, o: Normal) -> Normal {
+        self.plus(o.scale(&-BigRational::one()))
     }
 
     /// Multiple.

@@ -289,7 +289,7 @@ impl<'a> Problem<'a> {
             let (Some(l), Some(h)) = finite_ends else { unreachable!("both ends were set") };
             let middle = (&l + &h) / BigRational::from_integer(2.into());
             let in_band = banded && self.in_band(&middle);
-            let difference = |k: usize| piece.forms[0].clone().sub(piece.forms[k].clone());
+            let difference = |k: usize| piece.forms[0].clone().minus(piece.forms[k].clone());
             let plain = Candidate { form: difference(1), upper: true, lower: true };
             if zero_set.contains(&l, &h, &self.delta) {
                 let form = piece.forms[0].clone();
@@ -313,7 +313,7 @@ impl<'a> Problem<'a> {
                 }
                 for c in &constants {
                     if &h - &c.at <= self.delta && &c.at - &l <= self.delta {
-                        let form = |v: &BigRational| piece.forms[0].clone().sub(Form::constant(v.clone()));
+                        let form = |v: &BigRational| piece.forms[0].clone().minus(Form::constant(v.clone()));
                         candidates.push(Candidate { form: form(&c.least), upper: true, lower: false });
                         candidates.push(Candidate { form: form(&c.greatest), upper: false, lower: true });
                     }
@@ -464,7 +464,7 @@ impl<'a> Problem<'a> {
             }
             // Inside a band the hull of both sides is claimed anyway; outside the point itself must be followed.
             let approximation = resolve(self.approximation, Region::Point(&at), &mut found)?;
-            let form = approximation.sub(value);
+            let form = approximation.minus(value);
             let stretch = Stretch {
                 lo: at.clone(),
                 hi: at.clone(),
@@ -507,7 +507,7 @@ impl<'a> Problem<'a> {
         let mut result = Exactness::Everywhere;
         for piece in pieces {
             let [a, b] = &piece.forms[..] else { unreachable!("two expressions were cut") };
-            if a.clone().sub(b.clone()).is_zero() {
+            if a.clone().minus(b.clone()).is_zero() {
                 continue;
             }
             let inside = match (&piece.lo, &piece.hi) {
@@ -534,7 +534,7 @@ fn true_jumps(target: &Expr, pieces: &[Piece], candidates: Vec<BigRational>) -> 
         let left = pieces.iter().find(|p| p.hi.as_ref() == Some(&at));
         let right = pieces.iter().find(|p| p.lo.as_ref() == Some(&at));
         let (Some(left), Some(right)) = (left, right) else { continue };
-        let gap = right.forms[0].clone().sub(left.forms[0].clone());
+        let gap = right.forms[0].clone().minus(left.forms[0].clone());
         let jump = match gap.as_normal().and_then(|n| n.exact_value(&at)) {
             Some(v) => !v.is_zero(),
             None => {
@@ -910,7 +910,7 @@ struct Tail {
 impl Tail {
     fn new(piece: &Piece, side: Side, reach: f64) -> Result<Tail> {
         let mut forms: Vec<Form> =
-            (1..piece.forms.len()).map(|k| piece.forms[0].clone().sub(piece.forms[k].clone())).collect();
+            (1..piece.forms.len()).map(|k| piece.forms[0].clone().minus(piece.forms[k].clone())).collect();
         forms.push(piece.forms[0].clone());
         let normals: Vec<&Normal> = forms
             .iter()

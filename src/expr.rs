@@ -221,7 +221,7 @@ impl Expr {
         let e = parser.sum()?;
         match parser.peek() {
             None => Ok(e),
-            Some(t) => Err(parser.unexpected(&t.text.to_string(), "an operator or the end")),
+            Some(t) => Err(parser.unexpected(t.text, "an operator or the end")),
         }
     }
 }

@@ -54,7 +54,7 @@ impl Form {
 
     fn add(self, o: Form) -> Form {
         match (self, o) {
-            (Form::Normal(a), Form::Normal(b)) => Form::Normal(a.add(b)),
+            (Form::Normal(a), Form::Normal(b)) => Form::Normal(a.plus(b)),
             (a, b) => Form::Add(Box::new(a), Box::new(b)),
         }
     }
@@ -68,7 +68,7 @@ impl Form {
 
     /// Difference.
     #[must_use]
-    pub fn sub(self, o: Form) -> Form {
+    pub fn minus(self, o: Form) -> Form {
         self.add(o.scale(&-BigRational::one()))
     }
 
@@ -174,7 +174,7 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
         }
         Expr::JumpRelu(a, theta) => {
             let a = sub(a)?;
-            let cond = a.clone().sub(Form::constant(theta.exact().clone()));
+            let cond = a.clone().minus(Form::constant(theta.exact().clone()));
             if positive(&cond, e, region, found)? { a } else { Form::constant(BigRational::zero()) }
         }
         Expr::Select(c, a, b) => {
@@ -203,7 +203,7 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
 
 /// The sign of a − b on the region, where it is one sign.
 fn decide(a: &Form, b: &Form, region: Region<'_>, found: &mut Vec<Knot>) -> Option<Ordering> {
-    let difference = a.clone().sub(b.clone());
+    let difference = a.clone().minus(b.clone());
     let (slope, constant) = difference.as_normal()?.as_poly()?.as_line()?;
     match region.sign(&slope, &constant) {
         Ok(sign) => Some(sign),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 32] = [
     "error",
     "interval",
     "number",
@@ -13,24 +13,30 @@ const ORDER: [&str; 26] = [
     "atom",
     "algebra",
     "expr",
+    "ridge",
     "piecewise",
     "stack",
     "certify",
     "canonical",
     "exact",
     "minimax",
+    "format",
     "solve",
-    "block",
+    "files",
     "tensors",
+    "block",
+    "derive",
+    "certificate",
+    "compile",
     "sae",
     "spec",
     "intervention",
-    "certificate",
-    "compile",
     "verify",
     "embedded",
+    "observe",
     "report",
     "explain",
+    "panels",
     "main",
 ];
 
