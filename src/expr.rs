@@ -15,8 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use num_rational::BigRational;
-use num_traits::Zero;
+use crate::rational::Rational;
 
 use crate::activation::{Activation, NAMES};
 use crate::error::{Error, Result, nearest};
@@ -64,16 +63,16 @@ pub enum Expr {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Affine {
     /// Coefficients by the pre-activation's index.
-    pub coefficients: BTreeMap<usize, BigRational>,
+    pub coefficients: BTreeMap<usize, Rational>,
     /// The constant term.
-    pub constant: BigRational,
+    pub constant: Rational,
 }
 
 impl Affine {
-    fn constant(c: BigRational) -> Self {
+    fn constant(c: Rational) -> Self {
         Affine { coefficients: BTreeMap::new(), constant: c }
     }
-    fn scaled(mut self, k: &BigRational) -> Self {
+    fn scaled(mut self, k: &Rational) -> Self {
         self.coefficients.values_mut().for_each(|c| *c *= k);
         self.coefficients.retain(|_, c| !c.is_zero());
         self.constant *= k;
@@ -81,7 +80,7 @@ impl Affine {
     }
     fn plus(mut self, o: Affine) -> Self {
         for (k, c) in o.coefficients {
-            *self.coefficients.entry(k).or_insert_with(BigRational::zero) += c;
+            *self.coefficients.entry(k).or_insert_with(Rational::zero) += c;
         }
         self.coefficients.retain(|_, c| !c.is_zero());
         self.constant += o.constant;
@@ -190,9 +189,7 @@ impl Expr {
         use Expr::*;
         Some(match self {
             Const(c) => Affine::constant(c.exact().clone()),
-            Pre(k) => {
-                Affine { coefficients: [(*k, Number::one().exact().clone())].into(), constant: BigRational::zero() }
-            }
+            Pre(k) => Affine { coefficients: [(*k, Number::one().exact().clone())].into(), constant: Rational::zero() },
             Add(a, b) => a.affine()?.plus(b.affine()?),
             Neg(a) => a.affine()?.scaled(Number::from(-1).exact()),
             Scale(k, a) => a.affine()?.scaled(k.exact()),

@@ -23,6 +23,7 @@ pub mod number;
 pub mod observe;
 pub mod panels;
 pub mod piecewise;
+pub mod rational;
 pub mod report;
 pub mod ridge;
 pub mod sae;

@@ -5,8 +5,7 @@
 
 use std::cmp::Ordering;
 
-use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
+use crate::rational::Rational;
 
 use crate::activation::Jet;
 use crate::algebra::{Normal, Poly, enclose, of_activation};
@@ -35,7 +34,7 @@ pub enum Form {
 
 impl Form {
     /// A constant.
-    pub fn constant(c: BigRational) -> Form {
+    pub fn constant(c: Rational) -> Form {
         Form::Normal(Poly::constant(c).into())
     }
 
@@ -59,7 +58,7 @@ impl Form {
         }
     }
 
-    fn scale(self, k: &BigRational) -> Form {
+    fn scale(self, k: &Rational) -> Form {
         match self {
             Form::Normal(n) => Form::Normal(n.scale(k)),
             f => Form::Mul(Box::new(Form::constant(k.clone())), Box::new(f)),
@@ -69,7 +68,7 @@ impl Form {
     /// Difference.
     #[must_use]
     pub fn minus(self, o: Form) -> Form {
-        self.add(o.scale(&-BigRational::one()))
+        self.add(o.scale(&-Rational::one()))
     }
 
     fn mul(self, o: Form) -> Form {
@@ -82,7 +81,7 @@ impl Form {
     }
 
     /// Where atoms' arguments change sign.
-    pub fn centres(&self, out: &mut Vec<BigRational>) {
+    pub fn centres(&self, out: &mut Vec<Rational>) {
         match self {
             Form::Normal(n) => out.extend(n.centres()),
             Form::Add(a, b) | Form::Mul(a, b) | Form::Max(a, b) | Form::Min(a, b) => {
@@ -97,15 +96,15 @@ impl Form {
 #[derive(Clone, Copy, Debug)]
 pub enum Region<'a> {
     /// An open interval; `None` is an infinite end.
-    Open(Option<&'a BigRational>, Option<&'a BigRational>),
+    Open(Option<&'a Rational>, Option<&'a Rational>),
     /// A single point.
-    Point(&'a BigRational),
+    Point(&'a Rational),
 }
 
 impl Region<'_> {
     /// The sign of a·z + b on the region; the root, if it lies inside.
-    fn sign(self, a: &BigRational, b: &BigRational) -> std::result::Result<Ordering, BigRational> {
-        let of = |x: &BigRational| x.cmp(&BigRational::zero());
+    fn sign(self, a: &Rational, b: &Rational) -> std::result::Result<Ordering, Rational> {
+        let of = |x: &Rational| x.signum().cmp(&0);
         if a.is_zero() {
             return Ok(of(b));
         }
@@ -129,7 +128,7 @@ impl Region<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Knot {
     /// where
-    pub at: BigRational,
+    pub at: Rational,
     /// may the expression jump there?
     pub jump: bool,
 }
@@ -142,17 +141,17 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
     let mut sub = |e: &Expr| resolve(e, region, found);
     Ok(match e {
         Expr::Const(c) => Form::constant(c.exact().clone()),
-        Expr::Pre(0) => Form::Normal(Poly::line(BigRational::one(), BigRational::zero()).into()),
+        Expr::Pre(0) => Form::Normal(Poly::line(Rational::one(), Rational::zero()).into()),
         Expr::Pre(k) => {
             return Err(Error::unsupported(format!("the expression depends on z_{k} as well as on z")));
         }
         Expr::Add(a, b) => sub(a)?.add(sub(b)?),
-        Expr::Neg(a) => sub(a)?.scale(&-BigRational::one()),
+        Expr::Neg(a) => sub(a)?.scale(&-Rational::one()),
         Expr::Scale(k, a) => sub(a)?.scale(k.exact()),
         Expr::Mul(a, b) => sub(a)?.mul(sub(b)?),
         Expr::Relu(a) => {
             let a = sub(a)?;
-            larger(a, Form::constant(BigRational::zero()), region, found)
+            larger(a, Form::constant(Rational::zero()), region, found)
         }
         Expr::Max(a, b) => {
             let (a, b) = (sub(a)?, sub(b)?);
@@ -170,12 +169,12 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
         Expr::Step(a) => {
             let cond = sub(a)?;
             let on = positive(&cond, e, region, found)?;
-            Form::constant(if on { BigRational::one() } else { BigRational::zero() })
+            Form::constant(if on { Rational::one() } else { Rational::zero() })
         }
         Expr::JumpRelu(a, theta) => {
             let a = sub(a)?;
             let cond = a.clone().minus(Form::constant(theta.exact().clone()));
-            if positive(&cond, e, region, found)? { a } else { Form::constant(BigRational::zero()) }
+            if positive(&cond, e, region, found)? { a } else { Form::constant(Rational::zero()) }
         }
         Expr::Select(c, a, b) => {
             let (c, a, b) = (sub(c)?, sub(a)?, sub(b)?);
@@ -252,9 +251,9 @@ fn positive(cond: &Form, whole: &Expr, region: Region<'_>, found: &mut Vec<Knot>
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// left end; `None` is −∞
-    pub lo: Option<BigRational>,
+    pub lo: Option<Rational>,
     /// right end; `None` is +∞
-    pub hi: Option<BigRational>,
+    pub hi: Option<Rational>,
     /// the expressions on the piece, in the order given
     pub forms: Vec<Form>,
 }
@@ -263,13 +262,13 @@ pub struct Piece {
 /// right, and the knots at which one of the expressions may jump.
 pub fn cut(
     exprs: &[&Expr],
-    lo: Option<&BigRational>,
-    hi: Option<&BigRational>,
-    points: &[BigRational],
-) -> Result<(Vec<Piece>, Vec<BigRational>)> {
-    let inside = |z: &BigRational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
-    let mut cuts: Vec<BigRational> = points.iter().filter(|z| inside(z)).cloned().collect();
-    let mut jumps: Vec<BigRational> = Vec::new();
+    lo: Option<&Rational>,
+    hi: Option<&Rational>,
+    points: &[Rational],
+) -> Result<(Vec<Piece>, Vec<Rational>)> {
+    let inside = |z: &Rational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
+    let mut cuts: Vec<Rational> = points.iter().filter(|z| inside(z)).cloned().collect();
+    let mut jumps: Vec<Rational> = Vec::new();
     cuts.sort();
     cuts.dedup();
     loop {
@@ -322,7 +321,7 @@ pub struct Term {
 
 impl Program {
     /// Compiles a form, each atom oriented so that it is small near `centre`.
-    pub fn new(form: &Form, centre: &BigRational) -> Program {
+    pub fn new(form: &Form, centre: &Rational) -> Program {
         let p = |f: &Form| Box::new(Program::new(f, centre));
         match form {
             Form::Normal(n) => {
@@ -366,7 +365,7 @@ impl Program {
     pub fn value(&self, z: Interval) -> Interval {
         match self {
             Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| {
-                sum + horner_value(&t.coefficients, z) * t.kind.jet(t.a * z + t.b).v
+                sum + horner_value(&t.coefficients, z) * t.kind.value(t.a * z + t.b)
             }),
             Program::Add(a, b) => a.value(z) + b.value(z),
             Program::Mul(a, b) => a.value(z) * b.value(z),
@@ -413,7 +412,7 @@ fn choose(a: Jet, b: Jet, sign: f64) -> Jet {
 }
 
 /// The exact supremum of a polynomial of degree at most 2 over [lo, hi]; `None` for higher degrees.
-pub fn quadratic_supremum(p: &Poly, lo: &BigRational, hi: &BigRational) -> Option<BigRational> {
+pub fn quadratic_supremum(p: &Poly, lo: &Rational, hi: &Rational) -> Option<Rational> {
     if p.degree() > 2 {
         return None;
     }

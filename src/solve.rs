@@ -6,8 +6,7 @@
 //!
 //! Candidates are compared by what the certifier proved about the rounded weights, never by what a search believed.
 
-use num_rational::BigRational;
-use num_traits::Zero;
+use crate::rational::Rational;
 
 use crate::activation::{Activation, Side};
 use crate::certify::{Certificate, Claim, Domain, Status, certify, jumps};
@@ -218,11 +217,11 @@ fn blame(request: &Request<'_>, solution: &Solution) -> String {
 }
 
 /// Half widths of the ramps to try: a power of two (whose slopes are exact in every format), and the whole band.
-fn radii(delta: f64) -> Vec<BigRational> {
+fn radii(delta: f64) -> Vec<Rational> {
     if delta <= 0.0 {
-        return vec![BigRational::zero()];
+        return vec![Rational::zero()];
     }
-    let exact = |x: f64| BigRational::from_float(x).expect("finite");
+    let exact = |x: f64| Rational::from_float(x).expect("finite");
     let power = power_of_two_below(delta);
     if power == delta { vec![exact(delta)] } else { vec![exact(power), exact(delta)] }
 }
@@ -231,8 +230,8 @@ fn power_of_two_below(x: f64) -> f64 {
     2f64.powi(x.log2().floor() as i32).min(x)
 }
 
-fn power_of_two(x: f64) -> BigRational {
-    BigRational::from_float(power_of_two_below(x)).expect("finite")
+fn power_of_two(x: f64) -> Rational {
+    Rational::from_float(power_of_two_below(x)).expect("finite")
 }
 
 /// Slopes for steep neurons: the largest power of two that the limits and the format's range allow, and gentler ones
@@ -263,9 +262,9 @@ pub(crate) struct Values {
 
 impl Values {
     pub(crate) fn new(target: &Expr, domain: Domain) -> Result<Self> {
-        let (lo, hi) = (BigRational::from_float(domain.lo()), BigRational::from_float(domain.hi()));
+        let (lo, hi) = (Rational::from_float(domain.lo()), Rational::from_float(domain.hi()));
         let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
-        let float = |z: &BigRational| Number::from(z.clone()).to_f64();
+        let float = |z: &Rational| Number::from(z.clone()).to_f64();
         let pieces = pieces.iter().map(|p| {
             let l = p.lo.as_ref().map_or(f64::NEG_INFINITY, float);
             let h = p.hi.as_ref().map_or(f64::INFINITY, float);
@@ -275,7 +274,7 @@ impl Values {
                 (false, true) => h - 1.0,
                 (false, false) => 0.0,
             };
-            (h, Program::new(&p.forms[0], &BigRational::from_float(middle).expect("finite")))
+            (h, Program::new(&p.forms[0], &Rational::from_float(middle).expect("finite")))
         });
         Ok(Values { pieces: pieces.collect() })
     }

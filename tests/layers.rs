@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "error",
     "interval",
+    "rational",
     "number",
     "activation",
     "atom",
