@@ -63,7 +63,9 @@ impl Poly {
     pub fn enclosures(&self) -> Vec<Interval> {
         self.0.iter().map(enclose).collect()
     }
-    fn add(&self, o: &Poly) -> Poly {
+    /// Sum.
+    #[must_use]
+    pub fn plus(&self, o: &Poly) -> Poly {
         let n = self.0.len().max(o.0.len());
         Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
     }
@@ -129,7 +131,7 @@ impl Normal {
     /// Sum.
     #[must_use]
     pub fn plus(mut self, o: Normal) -> Normal {
-        self.poly = self.poly.add(&o.poly);
+        self.poly = self.poly.plus(&o.poly);
         for (atom, c) in o.terms {
             self.add_term(atom, &c);
         }
@@ -161,7 +163,7 @@ impl Normal {
     }
 
     fn add_term(&mut self, atom: Atom, c: &Poly) {
-        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.add(c));
+        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.plus(c));
         if sum.is_zero() {
             self.terms.remove(&atom);
         } else {
@@ -174,7 +176,7 @@ impl Normal {
         let negative = a.is_negative() || a.is_zero() && b.is_negative();
         let fixed = if a.is_zero() && b.is_zero() { value_at_zero(kind) } else { None };
         if let Some(v) = fixed {
-            self.poly = self.poly.add(&coefficient.scale(&v));
+            self.poly = self.poly.plus(&coefficient.scale(&v));
         } else if negative {
             self.push_mirrored(kind, a, b, coefficient);
         } else {
@@ -188,17 +190,17 @@ impl Normal {
         match kind {
             // A(u) = 1 − A(−u)
             Kind::Sigmoid | Kind::Phi | Kind::Cubic => {
-                self.poly = self.poly.add(c);
+                self.poly = self.poly.plus(c);
                 self.add_term(Atom { kind, a: -a, b: -b }, &minus);
             }
             // A(u) = u + A(−u)
             Kind::Softplus => {
-                self.poly = self.poly.add(&c.mul(&Poly::line(a.clone(), b.clone())));
+                self.poly = self.poly.plus(&c.mul(&Poly::line(a.clone(), b.clone())));
                 self.add_term(Atom { kind, a: -a, b: -b }, c);
             }
             // A(u) = 1 − rest(u), whatever the sign of u
             Kind::MishRest => {
-                self.poly = self.poly.add(c);
+                self.poly = self.poly.plus(c);
                 self.add_term(Atom { kind: Kind::Mish, a, b }, &minus);
             }
             Kind::Mish | Kind::Exp | Kind::Recip => self.add_term(Atom { kind, a, b }, c),
@@ -216,7 +218,7 @@ impl Normal {
             if !u.is_positive() {
                 out.add_term(atom.clone(), c);
             } else if kind == Kind::Mish {
-                out.poly = out.poly.add(c);
+                out.poly = out.poly.plus(c);
                 out.add_term(Atom { kind: Kind::MishRest, a, b }, &c.scale(&-Rational::one()));
             } else {
                 out.push_mirrored(kind, a, b, c);
@@ -268,7 +270,7 @@ pub fn of_activation(sigma: &Activation, branch: usize, a: &Rational, b: &Ration
     if let Some((_, pieces)) = sigma.polynomial_pieces() {
         let [c0, c1, c2] = &pieces[branch];
         let square = u.mul(&u).scale(c2.exact());
-        out.poly = Poly::constant(c0.exact().clone()).add(&u.scale(c1.exact())).add(&square);
+        out.poly = Poly::constant(c0.exact().clone()).plus(&u.scale(c1.exact())).plus(&square);
         return out;
     }
     match sigma {

@@ -713,13 +713,14 @@ impl Search {
         let mut cuts = Vec::new();
         s.candidates.iter().for_each(|c| c.form.centres(&mut cuts));
         cuts.retain(|z| s.lo < *z && *z < s.hi);
-        cuts.push(s.lo.clone());
-        cuts.push(s.hi.clone());
         cuts.sort();
-        cuts.dedup();
-        if cuts.len() == 1 {
-            cuts.push(s.hi.clone());
-        }
+        // Between centres that all but coincide the orientations would disagree, for nothing.
+        cuts.dedup_by(|next, last| {
+            let (next, last) = (enclose(next).hi(), enclose(last).lo());
+            next - last <= 1e-9 * next.abs().max(last.abs()).max(1e-9)
+        });
+        cuts.insert(0, s.lo.clone());
+        cuts.push(s.hi.clone());
         for ends in cuts.windows(2) {
             let middle = (&ends[0] + &ends[1]) / Rational::from(2);
             let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);

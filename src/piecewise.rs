@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use crate::rational::Rational;
 
 use crate::activation::Jet;
-use crate::algebra::{Normal, Poly, enclose, of_activation};
+use crate::algebra::{Atom, Normal, Poly, enclose, of_activation};
 use crate::atom::Kind;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
@@ -310,13 +310,90 @@ pub enum Program {
     Min(Box<Program>, Box<Program>),
 }
 
-/// A polynomial times an atom.
+/// A polynomial times an atom: c(z)·A(az + b), or times a difference of two atoms whose arguments nearly agree.
 #[derive(Clone, Debug)]
 pub struct Term {
     coefficients: Vec<Interval>,
     kind: Kind,
     a: Interval,
     b: Interval,
+    /// Where set, to (p, q): c(z)·(A(u + pz + q) − A(u)) with u = az + b, evaluated without cancellation.
+    step: Option<(Interval, Interval)>,
+}
+
+impl Term {
+    /// By the mean value theorem A(u + s) − A(u) = s·A′(ξ), and with u′ = a, s′ = p its derivative is
+    /// (a + p)·A′(u + s) − a·A′(u) = p·A′(ξ) + a·s·A″(ξ′), for ξ, ξ′ between u and u + s.
+    fn jet(&self, z: Interval) -> Jet {
+        let u = self.a * z + self.b;
+        let atom = match self.step {
+            None => {
+                let j = self.kind.jet(u);
+                Jet { v: j.v, d1: self.a * j.d1, d2: self.a.sqr() * j.d2 }
+            }
+            Some((p, q)) => {
+                let s = p * z + q;
+                let j = self.kind.jet(u.hull(u + s));
+                Jet { v: s * j.d1, d1: p * j.d1 + self.a * s * j.d2, d2: Interval::ENTIRE }
+            }
+        };
+        product(horner(&self.coefficients, z), atom)
+    }
+
+    fn value(&self, z: Interval) -> Interval {
+        let u = self.a * z + self.b;
+        let atom = match self.step {
+            None => self.kind.value(u),
+            Some((p, q)) => {
+                let s = p * z + q;
+                s * self.kind.jet(u.hull(u + s)).d1
+            }
+        };
+        horner_value(&self.coefficients, z) * atom
+    }
+}
+
+/// Two terms of one kind whose arguments and, up to sign, coefficients agree to this relative degree cancel almost all of
+/// each other: rounding of a construction's weights leaves such pairs.
+const NEARLY: f64 = 1e-4;
+
+/// The terms of a normal form, each near-cancelling pair c₁A(u₁) + c₂A(u₂) written as (c₁ + c₂)A(u₁) + c₂(A(u₂) − A(u₁)).
+fn terms(n: &Normal) -> Vec<Term> {
+    let mut left: Vec<(&Atom, &Poly)> = n.terms.iter().collect();
+    let mut out = Vec::new();
+    let plain = |atom: &Atom, c: &Poly| Term {
+        coefficients: c.enclosures(),
+        kind: atom.kind,
+        a: enclose(&atom.a),
+        b: enclose(&atom.b),
+        step: None,
+    };
+    while let Some((first, c1)) = left.pop() {
+        let partner = left.iter().position(|(second, c2)| nearly_cancel((first, c1), (second, c2)));
+        let Some(k) = partner else {
+            out.push(plain(first, c1));
+            continue;
+        };
+        let (second, c2) = left.remove(k);
+        let sum = c1.plus(c2);
+        if !sum.is_zero() {
+            out.push(plain(first, &sum));
+        }
+        let step = (enclose(&(&second.a - &first.a)), enclose(&(&second.b - &first.b)));
+        out.push(Term { coefficients: c2.enclosures(), step: Some(step), ..plain(first, c1) });
+    }
+    out
+}
+
+fn nearly_cancel((first, c1): (&Atom, &Poly), (second, c2): (&Atom, &Poly)) -> bool {
+    let near = |x: &Rational, y: &Rational, scale: f64| enclose(&(x - y)).mag() <= NEARLY * scale;
+    let size = |x: &Rational| enclose(x).mag();
+    let offset = size(&first.b).max(size(&first.a));
+    let largest = c1.enclosures().iter().map(|c| c.mag()).fold(0.0, f64::max);
+    first.kind == second.kind
+        && near(&first.a, &second.a, size(&first.a))
+        && near(&first.b, &second.b, offset)
+        && c1.plus(c2).enclosures().iter().all(|c| c.mag() <= NEARLY * largest)
 }
 
 impl Program {
@@ -326,13 +403,7 @@ impl Program {
         match form {
             Form::Normal(n) => {
                 let n = n.oriented(centre);
-                let term = |(atom, c): (&crate::algebra::Atom, &Poly)| Term {
-                    coefficients: c.enclosures(),
-                    kind: atom.kind,
-                    a: enclose(&atom.a),
-                    b: enclose(&atom.b),
-                };
-                Program::Sum(n.poly.enclosures(), n.terms.iter().map(term).collect())
+                Program::Sum(n.poly.enclosures(), terms(&n))
             }
             Form::Add(a, b) => Program::Add(p(a), p(b)),
             Form::Mul(a, b) => Program::Mul(p(a), p(b)),
@@ -344,16 +415,7 @@ impl Program {
     /// Enclosures of the value and the first two derivatives over `z`.
     pub fn jet(&self, z: Interval) -> Jet {
         match self {
-            Program::Sum(poly, terms) => {
-                let mut sum = horner(poly, z);
-                for t in terms {
-                    let c = horner(&t.coefficients, z);
-                    let u = t.kind.jet(t.a * z + t.b);
-                    let u = Jet { v: u.v, d1: t.a * u.d1, d2: t.a.sqr() * u.d2 };
-                    sum = plus(sum, product(c, u));
-                }
-                sum
-            }
+            Program::Sum(poly, terms) => terms.iter().fold(horner(poly, z), |sum, t| plus(sum, t.jet(z))),
             Program::Add(a, b) => plus(a.jet(z), b.jet(z)),
             Program::Mul(a, b) => product(a.jet(z), b.jet(z)),
             Program::Max(a, b) => choose(a.jet(z), b.jet(z), 1.0),
@@ -364,9 +426,7 @@ impl Program {
     /// Enclosure of the value only.
     pub fn value(&self, z: Interval) -> Interval {
         match self {
-            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| {
-                sum + horner_value(&t.coefficients, z) * t.kind.value(t.a * z + t.b)
-            }),
+            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| sum + t.value(z)),
             Program::Add(a, b) => a.value(z) + b.value(z),
             Program::Mul(a, b) => a.value(z) * b.value(z),
             Program::Max(a, b) => a.value(z).max(b.value(z)),
