@@ -4,12 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::rational::Rational;
-
 use crate::activation::Activation;
 use crate::atom::Kind;
 use crate::interval::Interval;
 use crate::number::Number;
+use crate::rational::Rational;
 
 fn ratio(p: i64, q: i64) -> Rational {
     Rational::new(p, q)

@@ -2,13 +2,12 @@
 //!
 //! Nothing here is trusted: a wrong rewrite costs accuracy, the certifier sees the original expression.
 
-use crate::rational::Rational;
-
 use crate::algebra::{Atom, Normal, Poly};
 use crate::certify::Domain;
 use crate::error::Result;
 use crate::expr::Expr;
 use crate::piecewise::{Piece, cut};
+use crate::rational::Rational;
 
 /// A target cut at its knots.
 #[derive(Clone, Debug)]

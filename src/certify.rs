@@ -22,7 +22,6 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use crate::rational::Rational;
 use serde::{Deserialize, Serialize};
 
 use crate::algebra::{Normal, Poly, enclose};
@@ -32,6 +31,7 @@ use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
 use crate::piecewise::{Form, Piece, Program, Region, cut, quadratic_supremum, resolve};
+use crate::rational::Rational;
 use crate::stack::{IdealStack, Stack};
 
 /// Branch and bound stops when the upper bound is within this factor of a value that is attained.

@@ -11,8 +11,6 @@
 //! * relu²: σ(u) + σ(−u) = u²; C¹ piecewise quadratics. Kink sources gated: (z − t)₊(αz + β), continuous piecewise quadratics.
 //! * The source itself, scaled: k·σ(βz + γ), and its relatives (quick_gelu(z) = silu(1.702z)/1.702, tanh(z) = 2·sigmoid(2z) − 1).
 
-use crate::rational::Rational;
-
 use crate::activation::Activation;
 use crate::algebra::{Atom, Poly};
 use crate::atom::Kind;
@@ -21,6 +19,7 @@ use crate::certify::Domain;
 use crate::error::Result;
 use crate::expr::Expr;
 use crate::number::Number;
+use crate::rational::Rational;
 use crate::stack::{IdealStack, Neuron};
 
 /// More kinks than this are not tried for an orientation that saves a neuron: 2^k subsets.

@@ -15,11 +15,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::rational::Rational;
-
 use crate::activation::{Activation, NAMES};
 use crate::error::{Error, Result, nearest};
 use crate::number::Number;
+use crate::rational::Rational;
 
 /// Deeper nesting is refused, so that no text exhausts the stack.
 const MAX_DEPTH: usize = 120;

@@ -33,7 +33,7 @@ impl Number {
     /// # Panics
     /// If `q` is 0.
     pub fn ratio(p: i64, q: i64) -> Self {
-        Self::from(Rational::new(p.into(), q.into()))
+        Self::from(Rational::new(p, q))
     }
 
     /// The dyadic rational that the float is; `None` for NaN and infinities.

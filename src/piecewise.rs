@@ -5,14 +5,13 @@
 
 use std::cmp::Ordering;
 
-use crate::rational::Rational;
-
 use crate::activation::Jet;
 use crate::algebra::{Atom, Normal, Poly, enclose, of_activation};
 use crate::atom::Kind;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
+use crate::rational::Rational;
 
 /// More pieces than this are refused.
 const MAX_PIECES: usize = 20_000;
