@@ -179,7 +179,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
             if beta * delta < 100.0 && delta > 0.0 {
                 enter_best_radius(&mut field, beta, delta)?;
             }
-            if *format == Format::F64 {
+            if *format == Format::F64 || field.met() {
                 break;
             }
         }
@@ -373,12 +373,22 @@ impl Field<'_> {
         certify(&Claim { target, stack, ideal, domain: *domain, delta: self.delta, tolerance: budget.tolerance })
     }
 
+    /// Is a tolerance asked for, and met by the best so far?
+    fn met(&self) -> bool {
+        let met = |b: &Solution| b.certificate.status() != Status::BestEffort;
+        self.request.budget.tolerance.is_some() && self.best.as_ref().is_some_and(met)
+    }
+
     /// Certifies a candidate that keeps to the limits, and keeps it if it is the best.
     fn enter(&mut self, candidate: Candidate) -> Result<()> {
         let budget = &self.request.budget;
         let Candidate { stack, ideal, method } = candidate;
         if let Some(reason) = over_limit(&stack, budget) {
             self.binding.get_or_insert(reason);
+            return Ok(());
+        }
+        // More neurons than one that meets the tolerance needs are never better.
+        if self.best.as_ref().is_some_and(|b| self.rank(b).0 == 0 && b.stack.neurons.len() < stack.neurons.len()) {
             return Ok(());
         }
         let certificate = match self.certificate(&stack, ideal.as_ref()) {
@@ -415,10 +425,7 @@ impl Field<'_> {
 
     fn wants_fit(&self, scale: f64) -> Result<bool> {
         let Some(best) = &self.best else { return Ok(true) };
-        if best.certificate.status() != Status::BestEffort && self.request.budget.tolerance.is_some() {
-            return Ok(false);
-        }
-        if self.has_exact() {
+        if self.met() || self.has_exact() {
             return Ok(false);
         }
         // What is off because of the format, a fit cannot mend: judge the construction before rounding.
@@ -520,8 +527,7 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
                 .collect(),
         };
         field.enter(Candidate { stack, ideal: None, method: Method::Fit })?;
-        let met = |s: &Solution| s.certificate.status() != Status::BestEffort;
-        if budget.tolerance.is_some() && field.best.as_ref().is_some_and(met) {
+        if field.met() {
             break;
         }
     }
