@@ -428,8 +428,8 @@ impl Activation {
             GeluTanh => gelu_tanh_jet(t),
             Mish => mish_jet(t),
             Softplus => {
-                let (s, c) = sigmoids(t);
-                jet(softplus_value(t), s, bell(t, s, c))
+                let (s, _, bell) = sigmoids_and_bell(t);
+                jet(softplus_value(t), s, bell)
             }
             Elu(_) | Selu | Celu(_) => {
                 let one = Interval::ONE;
@@ -446,17 +446,16 @@ impl Activation {
                 jet(sa * (t / gamma).exp_m1(), sa / gamma * e, sa / gamma.sqr() * e)
             }
             Sigmoid => {
-                let (s, c) = sigmoids(t);
-                let d1 = bell(t, s, c);
+                let (s, c, d1) = sigmoids_and_bell(t);
                 // |s s̄ (s̄ − s)| ≤ √3/18 < 0.09623.
                 jet(s, d1, (d1 * (c - s)).tighten(Interval::symmetric(0.09623)))
             }
             Tanh => {
                 // sech² t = 4·sigmoid(2t)·sigmoid(−2t) keeps its relative accuracy in the tails; |2 tanh sech²| ≤ 4√3/9 < 0.7699.
                 let double = p(2.0) * t;
-                let (s, c) = sigmoids(double);
+                let (_, _, bell) = sigmoids_and_bell(double);
                 let v = t.tanh();
-                let d1 = p(4.0) * bell(double, s, c);
+                let d1 = p(4.0) * bell;
                 jet(v, d1, (p(-2.0) * v * d1).tighten(Interval::symmetric(0.7699)))
             }
             Softsign => {
@@ -615,34 +614,31 @@ const GELU_TANH_CUBIC: Interval = Interval::new(0.044715, 0.044715000000000005);
 const SELU_SCALE: Interval = Interval::new(1.0507009873554805, 1.0507009873554807);
 const SELU_ALPHA: Interval = Interval::new(1.6732632423543772, 1.6732632423543774);
 
-/// sigmoid(t) and sigmoid(−t), each with its own relative accuracy; both monotone.
-pub(crate) fn sigmoids(t: Interval) -> (Interval, Interval) {
-    let at = |x: f64| {
-        // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
-        let e = if x.is_infinite() { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
-        let big = Interval::ONE / (Interval::ONE + e);
-        let small = e / (Interval::ONE + e);
-        if x <= 0.0 { (small, big) } else { (big, small) }
-    };
-    let (s_lo, c_lo) = at(t.lo());
-    let (s_hi, c_hi) = if t.is_point() { (s_lo, c_lo) } else { at(t.hi()) };
-    let unit = Interval::new(0.0, 1.0);
-    (s_lo.hull(s_hi).tighten(unit), c_lo.hull(c_hi).tighten(unit))
+/// sigmoid(x) and sigmoid(−x) at a point, each with its own relative accuracy.
+fn sigmoids_at(x: f64) -> (Interval, Interval) {
+    // For x ≤ 0: e^x/(1 + e^x) and 1/(1 + e^x); mirrored for x > 0. No overflow either way.
+    let e = if x.is_infinite() { Interval::ZERO } else { Interval::point(-x.abs()).exp() };
+    let big = Interval::ONE / (Interval::ONE + e);
+    let small = e * big;
+    if x <= 0.0 { (small, big) } else { (big, small) }
 }
 
-/// s·s̄ over `t`, given s and s̄ there: even and decreasing in |t|, so its ends lie at the ends of |t|.
-pub(crate) fn bell(t: Interval, s: Interval, c: Interval) -> Interval {
-    let natural = (s * c).min(Interval::point(0.25));
-    if t.is_point() {
-        return natural;
-    }
-    let at = |x: f64| {
-        let (s, c) = sigmoids(Interval::new(x, x));
-        s * c
-    };
-    let hi = if t.mig() == 0.0 { 0.25 } else { at(t.mig()).hi() };
-    let lo = if t.mag() == f64::INFINITY { 0.0 } else { at(t.mag()).lo().max(0.0) };
-    natural.tighten(Interval::new(lo, hi))
+/// sigmoid(t) and sigmoid(−t); both monotone.
+pub(crate) fn sigmoids(t: Interval) -> (Interval, Interval) {
+    let (s, c, _) = sigmoids_and_bell(t);
+    (s, c)
+}
+
+/// s = sigmoid(t), s̄ = sigmoid(−t), and s·s̄, which is even and decreases in |t|: its ends lie at those of |t|.
+pub(crate) fn sigmoids_and_bell(t: Interval) -> (Interval, Interval, Interval) {
+    let unit = Interval::new(0.0, 1.0);
+    let (s_lo, c_lo) = sigmoids_at(t.lo());
+    let (s_hi, c_hi) = if t.is_point() { (s_lo, c_lo) } else { sigmoids_at(t.hi()) };
+    let (at_lo, at_hi) = (s_lo * c_lo, s_hi * c_hi);
+    let (near, far) = if t.lo().abs() <= t.hi().abs() { (at_lo, at_hi) } else { (at_hi, at_lo) };
+    let top = if t.contains(0.0) { 0.25 } else { near.hi().min(0.25) };
+    let bell = Interval::new(far.lo().max(0.0).min(top), top);
+    (s_lo.hull(s_hi).tighten(unit), c_lo.hull(c_hi).tighten(unit), bell)
 }
 
 /// Sharpens enclosures (v, v′, v″) over `t` by the values of v and v′ at its middle (mean value theorem) and by bounds of v′

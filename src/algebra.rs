@@ -4,40 +4,38 @@
 
 use std::collections::BTreeMap;
 
-use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
-
 use crate::activation::Activation;
 use crate::atom::Kind;
 use crate::interval::Interval;
 use crate::number::Number;
+use crate::rational::Rational;
 
-fn ratio(p: i64, q: i64) -> BigRational {
-    BigRational::new(p.into(), q.into())
+fn ratio(p: i64, q: i64) -> Rational {
+    Rational::new(p, q)
 }
 
 /// A polynomial in z, coefficients from the constant term upwards, without trailing zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Poly(Vec<BigRational>);
+pub struct Poly(Vec<Rational>);
 
 impl Poly {
     /// From coefficients c0, c1, …
-    pub fn new(mut c: Vec<BigRational>) -> Self {
-        while c.last().is_some_and(Zero::is_zero) {
+    pub fn new(mut c: Vec<Rational>) -> Self {
+        while c.last().is_some_and(Rational::is_zero) {
             c.pop();
         }
         Poly(c)
     }
     /// A constant.
-    pub fn constant(c: BigRational) -> Self {
+    pub fn constant(c: Rational) -> Self {
         Poly::new(vec![c])
     }
     /// a·z + b
-    pub fn line(a: BigRational, b: BigRational) -> Self {
+    pub fn line(a: Rational, b: Rational) -> Self {
         Poly::new(vec![b, a])
     }
     /// Coefficients c0, c1, … without trailing zeros.
-    pub fn coefficients(&self) -> &[BigRational] {
+    pub fn coefficients(&self) -> &[Rational] {
         &self.0
     }
     /// Is it 0?
@@ -49,33 +47,35 @@ impl Poly {
         self.0.len().saturating_sub(1)
     }
     /// The coefficient of z^k.
-    pub fn coefficient(&self, k: usize) -> BigRational {
-        self.0.get(k).cloned().unwrap_or_else(BigRational::zero)
+    pub fn coefficient(&self, k: usize) -> Rational {
+        self.0.get(k).cloned().unwrap_or_else(Rational::zero)
     }
     /// The exact value.
-    pub fn value(&self, z: &BigRational) -> BigRational {
-        self.0.iter().rev().fold(BigRational::zero(), |acc, c| acc * z + c)
+    pub fn value(&self, z: &Rational) -> Rational {
+        self.0.iter().rev().fold(Rational::zero(), |acc, c| acc * z + c)
     }
     /// (slope, constant) if the degree is at most 1.
-    pub fn as_line(&self) -> Option<(BigRational, BigRational)> {
+    pub fn as_line(&self) -> Option<(Rational, Rational)> {
         (self.0.len() <= 2).then(|| (self.coefficient(1), self.coefficient(0)))
     }
     /// Enclosures of the coefficients.
     pub fn enclosures(&self) -> Vec<Interval> {
         self.0.iter().map(enclose).collect()
     }
-    fn add(&self, o: &Poly) -> Poly {
+    /// Sum.
+    #[must_use]
+    pub fn plus(&self, o: &Poly) -> Poly {
         let n = self.0.len().max(o.0.len());
         Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
     }
-    fn scale(&self, k: &BigRational) -> Poly {
+    fn scale(&self, k: &Rational) -> Poly {
         Poly::new(self.0.iter().map(|c| c * k).collect())
     }
     fn mul(&self, o: &Poly) -> Poly {
         if self.is_zero() || o.is_zero() {
             return Poly::default();
         }
-        let mut c = vec![BigRational::zero(); self.0.len() + o.0.len() - 1];
+        let mut c = vec![Rational::zero(); self.0.len() + o.0.len() - 1];
         for (i, a) in self.0.iter().enumerate() {
             for (j, b) in o.0.iter().enumerate() {
                 c[i + j] += a * b;
@@ -86,7 +86,7 @@ impl Poly {
 }
 
 /// The tightest enclosure by floats.
-pub fn enclose(x: &BigRational) -> Interval {
+pub fn enclose(x: &Rational) -> Interval {
     Number::from(x.clone()).enclosure()
 }
 
@@ -96,9 +96,9 @@ pub struct Atom {
     /// which function
     pub kind: Kind,
     /// slope of the argument
-    pub a: BigRational,
+    pub a: Rational,
     /// offset of the argument
-    pub b: BigRational,
+    pub b: Rational,
 }
 
 /// poly + Σ coefficient·atom; no coefficient is 0.
@@ -129,8 +129,8 @@ impl Normal {
 
     /// Sum.
     #[must_use]
-    pub fn add(mut self, o: Normal) -> Normal {
-        self.poly = self.poly.add(&o.poly);
+    pub fn plus(mut self, o: Normal) -> Normal {
+        self.poly = self.poly.plus(&o.poly);
         for (atom, c) in o.terms {
             self.add_term(atom, &c);
         }
@@ -139,13 +139,13 @@ impl Normal {
 
     /// Difference.
     #[must_use]
-    pub fn sub(self, o: Normal) -> Normal {
-        self.add(o.scale(&-BigRational::one()))
+    pub fn minus(self, o: Normal) -> Normal {
+        self.plus(o.scale(&-Rational::one()))
     }
 
     /// Multiple.
     #[must_use]
-    pub fn scale(self, k: &BigRational) -> Normal {
+    pub fn scale(self, k: &Rational) -> Normal {
         self.times(&Poly::constant(k.clone()))
     }
 
@@ -162,7 +162,7 @@ impl Normal {
     }
 
     fn add_term(&mut self, atom: Atom, c: &Poly) {
-        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.add(c));
+        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.plus(c));
         if sum.is_zero() {
             self.terms.remove(&atom);
         } else {
@@ -171,11 +171,11 @@ impl Normal {
     }
 
     /// Adds coefficient·A(az + b), with the argument brought to its canonical sign (a > 0, or a = 0 and b > 0).
-    pub fn push(&mut self, kind: Kind, a: BigRational, b: BigRational, coefficient: &Poly) {
+    pub fn push(&mut self, kind: Kind, a: Rational, b: Rational, coefficient: &Poly) {
         let negative = a.is_negative() || a.is_zero() && b.is_negative();
         let fixed = if a.is_zero() && b.is_zero() { value_at_zero(kind) } else { None };
         if let Some(v) = fixed {
-            self.poly = self.poly.add(&coefficient.scale(&v));
+            self.poly = self.poly.plus(&coefficient.scale(&v));
         } else if negative {
             self.push_mirrored(kind, a, b, coefficient);
         } else {
@@ -184,22 +184,22 @@ impl Normal {
     }
 
     /// Adds coefficient·A(u), u = az + b, written with A(−u) where a relation allows it.
-    fn push_mirrored(&mut self, kind: Kind, a: BigRational, b: BigRational, c: &Poly) {
-        let minus = c.scale(&-BigRational::one());
+    fn push_mirrored(&mut self, kind: Kind, a: Rational, b: Rational, c: &Poly) {
+        let minus = c.scale(&-Rational::one());
         match kind {
             // A(u) = 1 − A(−u)
             Kind::Sigmoid | Kind::Phi | Kind::Cubic => {
-                self.poly = self.poly.add(c);
+                self.poly = self.poly.plus(c);
                 self.add_term(Atom { kind, a: -a, b: -b }, &minus);
             }
             // A(u) = u + A(−u)
             Kind::Softplus => {
-                self.poly = self.poly.add(&c.mul(&Poly::line(a.clone(), b.clone())));
+                self.poly = self.poly.plus(&c.mul(&Poly::line(a.clone(), b.clone())));
                 self.add_term(Atom { kind, a: -a, b: -b }, c);
             }
             // A(u) = 1 − rest(u), whatever the sign of u
             Kind::MishRest => {
-                self.poly = self.poly.add(c);
+                self.poly = self.poly.plus(c);
                 self.add_term(Atom { kind: Kind::Mish, a, b }, &minus);
             }
             Kind::Mish | Kind::Exp | Kind::Recip => self.add_term(Atom { kind, a, b }, c),
@@ -209,7 +209,7 @@ impl Normal {
     /// The same function with each atom written so that it is small near `z`: what cancels is then cancelled exactly,
     /// in the polynomial part.
     #[must_use]
-    pub fn oriented(&self, z: &BigRational) -> Normal {
+    pub fn oriented(&self, z: &Rational) -> Normal {
         let mut out = Normal::from(self.poly.clone());
         for (atom, c) in &self.terms {
             let u = &atom.a * z + &atom.b;
@@ -217,8 +217,8 @@ impl Normal {
             if !u.is_positive() {
                 out.add_term(atom.clone(), c);
             } else if kind == Kind::Mish {
-                out.poly = out.poly.add(c);
-                out.add_term(Atom { kind: Kind::MishRest, a, b }, &c.scale(&-BigRational::one()));
+                out.poly = out.poly.plus(c);
+                out.add_term(Atom { kind: Kind::MishRest, a, b }, &c.scale(&-Rational::one()));
             } else {
                 out.push_mirrored(kind, a, b, c);
             }
@@ -227,12 +227,12 @@ impl Normal {
     }
 
     /// Where the atoms' arguments change sign.
-    pub fn centres(&self) -> impl Iterator<Item = BigRational> + '_ {
+    pub fn centres(&self) -> impl Iterator<Item = Rational> + '_ {
         self.terms.keys().filter(|t| !t.a.is_zero()).map(|t| -(&t.b / &t.a))
     }
 
     /// The exact value at a rational point, if every atom that contributes has a rational value there.
-    pub fn exact_value(&self, z: &BigRational) -> Option<BigRational> {
+    pub fn exact_value(&self, z: &Rational) -> Option<Rational> {
         let mut sum = self.poly.value(z);
         for (atom, c) in &self.terms {
             let c = c.value(z);
@@ -249,27 +249,27 @@ impl Normal {
 }
 
 /// A(0) where it is rational.
-fn value_at_zero(kind: Kind) -> Option<BigRational> {
+fn value_at_zero(kind: Kind) -> Option<Rational> {
     match kind {
         Kind::Sigmoid | Kind::Phi | Kind::Cubic => Some(ratio(1, 2)),
         // tanh(ln 2) = (4 − 1)/(4 + 1)
         Kind::Mish => Some(ratio(3, 5)),
         Kind::MishRest => Some(ratio(2, 5)),
-        Kind::Exp | Kind::Recip => Some(BigRational::one()),
+        Kind::Exp | Kind::Recip => Some(Rational::one()),
         Kind::Softplus => None,
     }
 }
 
 /// σ(az + b) on one of its branches (`Activation::branch` counts them), as a normal form in z.
-pub fn of_activation(sigma: &Activation, branch: usize, a: &BigRational, b: &BigRational) -> Normal {
+pub fn of_activation(sigma: &Activation, branch: usize, a: &Rational, b: &Rational) -> Normal {
     use Activation::*;
     let u = Poly::line(a.clone(), b.clone());
-    let one = || Poly::constant(BigRational::one());
+    let one = || Poly::constant(Rational::one());
     let mut out = Normal::default();
     if let Some((_, pieces)) = sigma.polynomial_pieces() {
         let [c0, c1, c2] = &pieces[branch];
         let square = u.mul(&u).scale(c2.exact());
-        out.poly = Poly::constant(c0.exact().clone()).add(&u.scale(c1.exact())).add(&square);
+        out.poly = Poly::constant(c0.exact().clone()).plus(&u.scale(c1.exact())).plus(&square);
         return out;
     }
     match sigma {

@@ -16,7 +16,7 @@
 //! | Exp | e^u | | = e^u |
 //! | Recip | 1/(1 + u), u > −1 | | ≤ 1/u for u > 0 |
 
-use crate::activation::{Jet, bell, mish_gate, normal, sigmoids, softplus_value, tanh_gate_argument};
+use crate::activation::{Jet, mish_gate, normal, sigmoids, sigmoids_and_bell, softplus_value, tanh_gate_argument};
 use crate::interval::Interval;
 
 /// The kinds of atoms; the table above defines them.
@@ -76,14 +76,27 @@ impl Kind {
         }
     }
 
+    /// Enclosure of A over `u`.
+    pub fn value(self, u: Interval) -> Interval {
+        match self {
+            Kind::Sigmoid => sigmoids(u).0,
+            Kind::Phi => normal(u).0,
+            Kind::Cubic => sigmoids(tanh_gate_argument(u).0).0,
+            Kind::Mish => mish_gate(u).0,
+            Kind::MishRest => mish_gate(u).1,
+            Kind::Softplus => softplus_value(u),
+            Kind::Exp => u.exp(),
+            Kind::Recip => self.jet(u).v,
+        }
+    }
+
     /// Enclosures of A, A′, A″ over `u`.
     pub fn jet(self, u: Interval) -> Jet {
         let p = Interval::point;
         match self {
             Kind::Sigmoid => {
                 // s′ = s·s̄ ≤ 1/4, |s″| = |s·s̄·(s̄ − s)| ≤ √3/18 < 0.09623.
-                let (s, c) = sigmoids(u);
-                let d1 = bell(u, s, c);
+                let (s, c, d1) = sigmoids_and_bell(u);
                 Jet { v: s, d1, d2: (d1 * (c - s)).tighten(Interval::symmetric(0.09623)) }
             }
             Kind::Phi => {
@@ -94,8 +107,7 @@ impl Kind {
             Kind::Cubic => {
                 // With q the argument of the sigmoid: s·s̄·q′ and s·s̄·((s̄ − s)q′² + q″).
                 let (q, q1, q2) = tanh_gate_argument(u);
-                let (s, c) = sigmoids(q);
-                let sc = bell(q, s, c);
+                let (s, c, sc) = sigmoids_and_bell(q);
                 Jet { v: s, d1: sc * q1, d2: sc * ((c - s) * q1.sqr() + q2) }
             }
             Kind::Mish | Kind::MishRest => {
@@ -106,8 +118,8 @@ impl Kind {
                 if self == Kind::Mish { Jet { v: w, d1, d2 } } else { Jet { v: rest, d1: -d1, d2: -d2 } }
             }
             Kind::Softplus => {
-                let (s, c) = sigmoids(u);
-                Jet { v: softplus_value(u), d1: s, d2: bell(u, s, c) }
+                let (s, _, bell) = sigmoids_and_bell(u);
+                Jet { v: softplus_value(u), d1: s, d2: bell }
             }
             Kind::Exp => {
                 let e = u.exp();

@@ -2,14 +2,12 @@
 //!
 //! Nothing here is trusted: a wrong rewrite costs accuracy, the certifier sees the original expression.
 
-use num_rational::BigRational;
-use num_traits::Zero;
-
 use crate::algebra::{Atom, Normal, Poly};
 use crate::certify::Domain;
 use crate::error::Result;
 use crate::expr::Expr;
 use crate::piecewise::{Piece, cut};
+use crate::rational::Rational;
 
 /// A target cut at its knots.
 #[derive(Clone, Debug)]
@@ -17,15 +15,15 @@ pub struct Canonical {
     /// Left to right; they cover the domain.
     pub pieces: Vec<Piece>,
     /// Knots at which a conditional switches (candidates for jumps).
-    pub switches: Vec<BigRational>,
+    pub switches: Vec<Rational>,
     /// The domain's ends; `None` is infinite.
-    pub ends: (Option<BigRational>, Option<BigRational>),
+    pub ends: (Option<Rational>, Option<Rational>),
 }
 
 impl Canonical {
     /// Cuts a target on a domain. Errors: those of [`cut`].
     pub fn new(target: &Expr, domain: Domain) -> Result<Self> {
-        let ends = (BigRational::from_float(domain.lo()), BigRational::from_float(domain.hi()));
+        let ends = (Rational::from_float(domain.lo()), Rational::from_float(domain.hi()));
         let (pieces, switches) = cut(&[target], ends.0.as_ref(), ends.1.as_ref(), &[])?;
         Ok(Canonical { pieces, switches, ends })
     }
@@ -56,11 +54,11 @@ impl Canonical {
 #[derive(Clone, Debug)]
 pub struct PiecewisePolynomial {
     /// increasing
-    pub knots: Vec<BigRational>,
+    pub knots: Vec<Rational>,
     /// one more than knots
     pub polys: Vec<Poly>,
     /// the domain's ends; `None` is infinite
-    pub ends: (Option<BigRational>, Option<BigRational>),
+    pub ends: (Option<Rational>, Option<Rational>),
 }
 
 impl PiecewisePolynomial {
@@ -84,8 +82,8 @@ impl PiecewisePolynomial {
     }
 
     /// (knot, height) of the jumps.
-    pub fn jumps(&self) -> Vec<(BigRational, BigRational)> {
-        let gap = |k: usize, z: &BigRational| self.polys[k + 1].value(z) - self.polys[k].value(z);
+    pub fn jumps(&self) -> Vec<(Rational, Rational)> {
+        let gap = |k: usize, z: &Rational| self.polys[k + 1].value(z) - self.polys[k].value(z);
         let all = self.knots.iter().enumerate().map(|(k, z)| (z.clone(), gap(k, z)));
         all.filter(|(_, h)| !h.is_zero()).collect()
     }
@@ -93,9 +91,9 @@ impl PiecewisePolynomial {
     /// The same function with each jump replaced by a straight ramp over [θ − radius, θ + radius]; jumps whose ramps
     /// would overlap share one.
     #[must_use]
-    pub fn ramped(&self, radius: &BigRational) -> PiecewisePolynomial {
+    pub fn ramped(&self, radius: &Rational) -> PiecewisePolynomial {
         let jumps = self.jumps();
-        let mut groups: Vec<(BigRational, BigRational)> = Vec::new();
+        let mut groups: Vec<(Rational, Rational)> = Vec::new();
         for (z, _) in &jumps {
             match groups.last_mut() {
                 Some((_, end)) if z - &*end <= radius + radius => *end = z.clone(),
@@ -104,7 +102,7 @@ impl PiecewisePolynomial {
         }
         let mut knots = Vec::new();
         let mut polys = vec![];
-        let at = |z: &BigRational, from_left: bool| {
+        let at = |z: &Rational, from_left: bool| {
             // The piece to the left (right) of z.
             let k = self.knots.iter().filter(|t| if from_left { *t < z } else { *t <= z }).count();
             self.polys[k].clone()
@@ -142,12 +140,12 @@ impl PiecewisePolynomial {
     /// The same function with its jumps taken out: φ − Σ height·1{z > θ}, continuous.
     #[must_use]
     pub fn without_jumps(&self) -> PiecewisePolynomial {
-        let mut sum = BigRational::zero();
+        let mut sum = Rational::zero();
         let mut polys = vec![self.polys[0].clone()];
         for (k, z) in self.knots.iter().enumerate() {
             sum += self.polys[k + 1].value(z) - self.polys[k].value(z);
             let mut c = self.polys[k + 1].coefficients().to_vec();
-            c.resize(c.len().max(1), BigRational::zero());
+            c.resize(c.len().max(1), Rational::zero());
             c[0] -= &sum;
             polys.push(Poly::new(c));
         }

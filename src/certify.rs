@@ -22,8 +22,6 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use num_rational::BigRational;
-use num_traits::{Signed, Zero};
 use serde::{Deserialize, Serialize};
 
 use crate::algebra::{Normal, Poly, enclose};
@@ -33,6 +31,7 @@ use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
 use crate::piecewise::{Form, Piece, Program, Region, cut, quadratic_supremum, resolve};
+use crate::rational::Rational;
 use crate::stack::{IdealStack, Stack};
 
 /// Branch and bound stops when the upper bound is within this factor of a value that is attained.
@@ -80,8 +79,8 @@ impl Domain {
     pub fn contains(self, z: f64) -> bool {
         self.lo <= z && z <= self.hi
     }
-    fn ends(self) -> (Option<BigRational>, Option<BigRational>) {
-        (BigRational::from_float(self.lo), BigRational::from_float(self.hi))
+    fn ends(self) -> (Option<Rational>, Option<Rational>) {
+        (Rational::from_float(self.lo), Rational::from_float(self.hi))
     }
 }
 
@@ -183,7 +182,7 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
     }
     let exact_stack = stack.exact()?;
     let approximation = exact_stack.expr();
-    let shift = BigRational::from_float(*delta).expect("finite");
+    let shift = Rational::from_float(*delta).expect("finite");
     let problem = Problem::new(target, &approximation, *domain, shift)?;
     let figures = problem.figures()?;
     let exactness = match ideal {
@@ -211,14 +210,14 @@ struct Problem<'a> {
     target: &'a Expr,
     approximation: &'a Expr,
     domain: Domain,
-    delta: BigRational,
-    jumps: Vec<BigRational>,
+    delta: Rational,
+    jumps: Vec<Rational>,
     /// The target alone, cut at its own knots.
     target_pieces: Vec<Piece>,
 }
 
 impl<'a> Problem<'a> {
-    fn new(target: &'a Expr, approximation: &'a Expr, domain: Domain, delta: BigRational) -> Result<Self> {
+    fn new(target: &'a Expr, approximation: &'a Expr, domain: Domain, delta: Rational) -> Result<Self> {
         let (lo, hi) = domain.ends();
         let (target_pieces, candidates) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
         let jumps = true_jumps(target, &target_pieces, candidates)?;
@@ -235,7 +234,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Is z (a point of a piece's interior) within δ of a jump?
-    fn in_band(&self, z: &BigRational) -> bool {
+    fn in_band(&self, z: &Rational) -> bool {
         self.jumps.iter().any(|j| (z - j).abs() <= self.delta)
     }
 
@@ -256,7 +255,7 @@ impl<'a> Problem<'a> {
         let special = self.special_points()?;
         let banded = !self.delta.is_zero();
         let (lo, hi) = self.domain.ends();
-        let mut points: Vec<BigRational> =
+        let mut points: Vec<Rational> =
             special.iter().flat_map(|p| [p - &self.delta, p.clone(), p + &self.delta]).collect();
         if banded {
             points.extend([&lo, &hi].into_iter().flatten().flat_map(|p| [p - &self.delta, p + &self.delta]));
@@ -265,7 +264,7 @@ impl<'a> Problem<'a> {
         let mut exprs = vec![self.approximation, self.target];
         if banded {
             let moved =
-                |d: BigRational| self.target.substitute(&|_| Expr::z().plus(Expr::constant(Number::from(d.clone()))));
+                |d: Rational| self.target.substitute(&|_| Expr::z().plus(Expr::constant(Number::from(d.clone()))));
             (left, right) = (moved(-&self.delta), moved(self.delta.clone()));
             exprs.extend([&left, &right]);
         }
@@ -287,9 +286,9 @@ impl<'a> Problem<'a> {
                 }
             }
             let (Some(l), Some(h)) = finite_ends else { unreachable!("both ends were set") };
-            let middle = (&l + &h) / BigRational::from_integer(2.into());
+            let middle = (&l + &h) / Rational::from(2);
             let in_band = banded && self.in_band(&middle);
-            let difference = |k: usize| piece.forms[0].clone().sub(piece.forms[k].clone());
+            let difference = |k: usize| piece.forms[0].clone().minus(piece.forms[k].clone());
             let plain = Candidate { form: difference(1), upper: true, lower: true };
             if zero_set.contains(&l, &h, &self.delta) {
                 let form = piece.forms[0].clone();
@@ -299,8 +298,8 @@ impl<'a> Problem<'a> {
                     candidates: vec![Candidate { form, upper: true, lower: true }],
                 });
                 parts.leak_seen = true;
-            }
-            if !in_band {
+            } else if !in_band {
+                // Where the target vanishes the error is the leak, which is counted once.
                 parts.outside.push(Stretch { lo: l.clone(), hi: h.clone(), candidates: vec![plain.clone()] });
             }
             if banded {
@@ -313,7 +312,7 @@ impl<'a> Problem<'a> {
                 }
                 for c in &constants {
                     if &h - &c.at <= self.delta && &c.at - &l <= self.delta {
-                        let form = |v: &BigRational| piece.forms[0].clone().sub(Form::constant(v.clone()));
+                        let form = |v: &Rational| piece.forms[0].clone().minus(Form::constant(v.clone()));
                         candidates.push(Candidate { form: form(&c.least), upper: true, lower: false });
                         candidates.push(Candidate { form: form(&c.greatest), upper: false, lower: true });
                     }
@@ -348,8 +347,8 @@ impl<'a> Problem<'a> {
                 parts.leak_seen = true;
             }
         }
-        let outside = supremum(&parts.outside, eta).max(tail_outside);
         let leak = parts.leak_seen.then(|| supremum(&parts.leak, eta).max(tail_leak));
+        let outside = supremum(&parts.outside, eta).max(tail_outside).max(leak.unwrap_or(0.0));
         let delta = Number::from(self.delta.clone()).to_f64();
         let nil = Status::Within;
         let figures = if banded {
@@ -375,12 +374,12 @@ impl<'a> Problem<'a> {
     }
 
     /// Knots of the target, and where it is stationary between them: members of the hull that may be extreme.
-    fn special_points(&self) -> Result<Vec<BigRational>> {
+    fn special_points(&self) -> Result<Vec<Rational>> {
         if self.delta.is_zero() {
             // Only the knots matter then, and `cut` finds those.
             return Ok(Vec::new());
         }
-        let mut points: Vec<BigRational> = self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect();
+        let mut points: Vec<Rational> = self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect();
         points.extend(self.target_pieces.last().and_then(|p| p.hi.clone()));
         for piece in &self.target_pieces {
             let smooth = piece.forms[0].as_normal().is_none_or(|n| !n.terms.is_empty() || n.poly.degree() > 1);
@@ -393,7 +392,7 @@ impl<'a> Problem<'a> {
             if !(l < h) {
                 continue;
             }
-            let middle = BigRational::from_float(0.5 * l + 0.5 * h).expect("finite");
+            let middle = Rational::from_float(0.5 * l + 0.5 * h).expect("finite");
             let program = Program::new(&piece.forms[0], &middle);
             let slope = |z: f64| program.jet(Interval::point(z)).d1.mid();
             const SCAN: usize = 64;
@@ -408,7 +407,7 @@ impl<'a> Problem<'a> {
                     let m = 0.5 * (a + b);
                     if (slope(m) > 0.0) == rising { a = m } else { b = m }
                 }
-                points.extend(BigRational::from_float(a));
+                points.extend(Rational::from_float(a));
             }
         }
         points.sort();
@@ -417,7 +416,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Limits and values of the target at its special points, enclosed.
-    fn hull_constants(&self, special: &[BigRational]) -> Result<Vec<HullConstant>> {
+    fn hull_constants(&self, special: &[Rational]) -> Result<Vec<HullConstant>> {
         let mut out = Vec::new();
         for at in special {
             let touching = self
@@ -427,7 +426,7 @@ impl<'a> Problem<'a> {
             for piece in touching {
                 let value = enclose_at(&piece.forms[0], at);
                 if let (Some(least), Some(greatest)) =
-                    (BigRational::from_float(value.lo()), BigRational::from_float(value.hi()))
+                    (Rational::from_float(value.lo()), Rational::from_float(value.hi()))
                 {
                     let exact = piece.forms[0].as_normal().and_then(|n| n.exact_value(at));
                     out.push(match exact {
@@ -441,8 +440,8 @@ impl<'a> Problem<'a> {
     }
 
     /// A target may take a value at a knot that neither side approaches; such points are checked one by one.
-    fn isolated_values(&self, special: &[BigRational], parts: &mut Parts) -> Result<()> {
-        let knots: Vec<BigRational> = if self.delta.is_zero() {
+    fn isolated_values(&self, special: &[Rational], parts: &mut Parts) -> Result<()> {
+        let knots: Vec<Rational> = if self.delta.is_zero() {
             self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect()
         } else {
             special.to_vec()
@@ -464,7 +463,7 @@ impl<'a> Problem<'a> {
             }
             // Inside a band the hull of both sides is claimed anyway; outside the point itself must be followed.
             let approximation = resolve(self.approximation, Region::Point(&at), &mut found)?;
-            let form = approximation.sub(value);
+            let form = approximation.minus(value);
             let stretch = Stretch {
                 lo: at.clone(),
                 hi: at.clone(),
@@ -477,7 +476,7 @@ impl<'a> Problem<'a> {
 
     /// Where the target is identically 0.
     fn zero_set(&self) -> ZeroSet {
-        let mut runs: Vec<(Option<BigRational>, Option<BigRational>)> = Vec::new();
+        let mut runs: Vec<(Option<Rational>, Option<Rational>)> = Vec::new();
         let mut open = false;
         for piece in &self.target_pieces {
             if piece.forms[0].is_zero() {
@@ -502,16 +501,16 @@ impl<'a> Problem<'a> {
     /// Is `candidate` equal to the target, as an identity of normal forms?
     fn exactness(&self, target: &Expr, candidate: &Expr) -> Result<Exactness> {
         let (lo, hi) = self.domain.ends();
-        let edges: Vec<BigRational> = self.jumps.iter().flat_map(|j| [j - &self.delta, j + &self.delta]).collect();
+        let edges: Vec<Rational> = self.jumps.iter().flat_map(|j| [j - &self.delta, j + &self.delta]).collect();
         let (pieces, _) = cut(&[candidate, target], lo.as_ref(), hi.as_ref(), &edges)?;
         let mut result = Exactness::Everywhere;
         for piece in pieces {
             let [a, b] = &piece.forms[..] else { unreachable!("two expressions were cut") };
-            if a.clone().sub(b.clone()).is_zero() {
+            if a.clone().minus(b.clone()).is_zero() {
                 continue;
             }
             let inside = match (&piece.lo, &piece.hi) {
-                (Some(l), Some(h)) => self.in_band(&((l + h) / BigRational::from_integer(2.into()))),
+                (Some(l), Some(h)) => self.in_band(&((l + h) / Rational::from(2))),
                 _ => false,
             };
             if !inside {
@@ -528,13 +527,13 @@ fn has_conditional(e: &Expr) -> bool {
 }
 
 /// Of the knots at which a conditional switches, those where the two sides really differ.
-fn true_jumps(target: &Expr, pieces: &[Piece], candidates: Vec<BigRational>) -> Result<Vec<BigRational>> {
+fn true_jumps(target: &Expr, pieces: &[Piece], candidates: Vec<Rational>) -> Result<Vec<Rational>> {
     let mut out = Vec::new();
     for at in candidates {
         let left = pieces.iter().find(|p| p.hi.as_ref() == Some(&at));
         let right = pieces.iter().find(|p| p.lo.as_ref() == Some(&at));
         let (Some(left), Some(right)) = (left, right) else { continue };
-        let gap = right.forms[0].clone().sub(left.forms[0].clone());
+        let gap = right.forms[0].clone().minus(left.forms[0].clone());
         let jump = match gap.as_normal().and_then(|n| n.exact_value(&at)) {
             Some(v) => !v.is_zero(),
             None => {
@@ -557,7 +556,7 @@ fn true_jumps(target: &Expr, pieces: &[Piece], candidates: Vec<BigRational>) -> 
 }
 
 /// Encloses a form's value at an exact point.
-fn enclose_at(form: &Form, at: &BigRational) -> Interval {
+fn enclose_at(form: &Form, at: &Rational) -> Interval {
     if let Some(v) = form.as_normal().and_then(|n| n.exact_value(at)) {
         return enclose(&v);
     }
@@ -565,20 +564,20 @@ fn enclose_at(form: &Form, at: &BigRational) -> Interval {
 }
 
 struct HullConstant {
-    at: BigRational,
-    least: BigRational,
-    greatest: BigRational,
+    at: Rational,
+    least: Rational,
+    greatest: Rational,
 }
 
 struct ZeroSet {
-    runs: Vec<(Option<BigRational>, Option<BigRational>)>,
-    lo: Option<BigRational>,
-    hi: Option<BigRational>,
+    runs: Vec<(Option<Rational>, Option<Rational>)>,
+    lo: Option<Rational>,
+    hi: Option<Rational>,
 }
 
 impl ZeroSet {
     /// Is [z − δ, z + δ] ∩ D inside the zero set for all z in [l, h]?
-    fn contains(&self, l: &BigRational, h: &BigRational, delta: &BigRational) -> bool {
+    fn contains(&self, l: &Rational, h: &Rational, delta: &Rational) -> bool {
         self.runs.iter().any(|(a, b)| {
             let left = a.as_ref().is_none_or(|a| Some(a) == self.lo.as_ref() || a + delta <= *l);
             let right = b.as_ref().is_none_or(|b| Some(b) == self.hi.as_ref() || *h <= b - delta);
@@ -607,8 +606,8 @@ struct Candidate {
 
 /// A finite closed interval with the candidates that are valid on all of it.
 struct Stretch {
-    lo: BigRational,
-    hi: BigRational,
+    lo: Rational,
+    hi: Rational,
     candidates: Vec<Candidate>,
 }
 
@@ -689,7 +688,7 @@ impl Search {
         let mut settle = |upper: bool| {
             let relevant: Vec<&Candidate> =
                 s.candidates.iter().filter(|c| if upper { c.upper } else { c.lower }).collect();
-            let mut least: Option<BigRational> = None;
+            let mut least: Option<Rational> = None;
             for c in &relevant {
                 let Some(p) = c.form.as_normal().and_then(Normal::as_poly) else { continue };
                 let p = if upper { p.clone() } else { Poly::new(p.coefficients().iter().map(|c| -c).collect()) };
@@ -714,15 +713,16 @@ impl Search {
         let mut cuts = Vec::new();
         s.candidates.iter().for_each(|c| c.form.centres(&mut cuts));
         cuts.retain(|z| s.lo < *z && *z < s.hi);
-        cuts.push(s.lo.clone());
-        cuts.push(s.hi.clone());
         cuts.sort();
-        cuts.dedup();
-        if cuts.len() == 1 {
-            cuts.push(s.hi.clone());
-        }
+        // Between centres that all but coincide the orientations would disagree, for nothing.
+        cuts.dedup_by(|next, last| {
+            let (next, last) = (enclose(next).hi(), enclose(last).lo());
+            next - last <= 1e-9 * next.abs().max(last.abs()).max(1e-9)
+        });
+        cuts.insert(0, s.lo.clone());
+        cuts.push(s.hi.clone());
         for ends in cuts.windows(2) {
-            let middle = (&ends[0] + &ends[1]) / BigRational::from_integer(2.into());
+            let middle = (&ends[0] + &ends[1]) / Rational::from(2);
             let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
             let programs: Vec<_> =
                 candidates.map(|c| (Program::new(&c.form, &middle), c.upper && up, c.lower && down)).collect();
@@ -901,7 +901,7 @@ impl Asymptote {
 
 /// The part of an infinite piece beyond a point where all atoms are small.
 struct Tail {
-    start: BigRational,
+    start: Rational,
     /// φ̂ − φ, and φ̂ − φ(z ∓ δ) where there are bands
     error: Vec<Asymptote>,
     approximation: Asymptote,
@@ -910,7 +910,7 @@ struct Tail {
 impl Tail {
     fn new(piece: &Piece, side: Side, reach: f64) -> Result<Tail> {
         let mut forms: Vec<Form> =
-            (1..piece.forms.len()).map(|k| piece.forms[0].clone().sub(piece.forms[k].clone())).collect();
+            (1..piece.forms.len()).map(|k| piece.forms[0].clone().minus(piece.forms[k].clone())).collect();
         forms.push(piece.forms[0].clone());
         let normals: Vec<&Normal> = forms
             .iter()
@@ -938,7 +938,7 @@ impl Tail {
             }
         }
         start *= 1.0 + 1e-9;
-        let at = BigRational::from_float(sign * start).ok_or_else(|| {
+        let at = Rational::from_float(sign * start).ok_or_else(|| {
             Error::unsupported("weights too small for an unbounded domain").help("choose a bounded domain")
         })?;
         let mut asymptotes: Vec<Asymptote> = normals.iter().map(|n| asymptote(n, &at, start, sign)).collect();
@@ -948,7 +948,7 @@ impl Tail {
 }
 
 /// Splits a normal form into its asymptote beyond `at` = sign·start and a bound on the rest.
-fn asymptote(n: &Normal, at: &BigRational, start: f64, sign: f64) -> Asymptote {
+fn asymptote(n: &Normal, at: &Rational, start: f64, sign: f64) -> Asymptote {
     let n = n.oriented(at);
     let mut c: Vec<Interval> = n.poly.enclosures();
     c.resize(c.len().max(2), Interval::ZERO);
@@ -1015,7 +1015,7 @@ fn bound_over_pieces(target: &Expr, domain: Domain, f: impl Fn(&crate::activatio
     let mut bound = 0f64;
     for piece in &pieces {
         let (Some(l), Some(h)) = (&piece.lo, &piece.hi) else { unreachable!("the domain is bounded") };
-        let middle = (l + h) / BigRational::from_integer(2.into());
+        let middle = (l + h) / Rational::from(2);
         let program = Program::new(&piece.forms[0], &middle);
         let (l, h) = (enclose(l).lo(), enclose(h).hi());
         // A line needs no splitting.

@@ -149,10 +149,7 @@ pub fn derive(block: &Block, claims: &[ResponseClaim], norm: Option<f64>) -> Res
     use rayon::prelude::*;
     let responses: Vec<ResponseProof> =
         claims.par_iter().map(|c| derive_response(block, c, norm).at(|| c.name.clone())).collect::<Result<_>>()?;
-    let total = match norm {
-        Some(_) => Some(total(block, claims, &responses)),
-        None => None,
-    };
+    let total = norm.map(|_| total(block, claims, &responses));
     Ok(BlockProof { responses, total })
 }
 

@@ -22,7 +22,7 @@ pub fn load() -> Result<(Spec, Sae, DMatrix<f64>)> {
 pub fn residuals(file: &TensorFile, name: &str) -> Result<DMatrix<f64>> {
     let tensor = file.tensor(name)?;
     let &[tokens, d] = tensor.shape() else {
-        return Err(crate::Error::input(format!("tensor '{name}' is not a matrix")));
+        return Err(crate::error::Error::input(format!("tensor '{name}' is not a matrix")));
     };
     Ok(DMatrix::from_vec(d, tokens, tensor.values()?))
 }

@@ -11,9 +11,6 @@
 //! * relu²: σ(u) + σ(−u) = u²; C¹ piecewise quadratics. Kink sources gated: (z − t)₊(αz + β), continuous piecewise quadratics.
 //! * The source itself, scaled: k·σ(βz + γ), and its relatives (quick_gelu(z) = silu(1.702z)/1.702, tanh(z) = 2·sigmoid(2z) − 1).
 
-use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
-
 use crate::activation::Activation;
 use crate::algebra::{Atom, Poly};
 use crate::atom::Kind;
@@ -22,6 +19,7 @@ use crate::certify::Domain;
 use crate::error::Result;
 use crate::expr::Expr;
 use crate::number::Number;
+use crate::rational::Rational;
 use crate::stack::{IdealStack, Neuron};
 
 /// More kinks than this are not tried for an orientation that saves a neuron: 2^k subsets.
@@ -39,27 +37,22 @@ pub struct Setting<'a> {
     /// where the response is wanted
     pub domain: Domain,
     /// slope of the neurons whose slope is free, a power of two
-    pub unit: BigRational,
+    pub unit: Rational,
     /// half the width of the ramps that replace jumps; 0 if there are none
-    pub radius: BigRational,
+    pub radius: Rational,
 }
 
-fn q(p: i64, d: i64) -> BigRational {
-    BigRational::new(p.into(), d.into())
+fn q(p: i64, d: i64) -> Rational {
+    Rational::new(p, d)
 }
 
-type Units = Vec<Neuron<BigRational>>;
+type Units = Vec<Neuron<Rational>>;
 
-fn plain(weight: BigRational, bias: BigRational, out: BigRational) -> Neuron<BigRational> {
+fn plain(weight: Rational, bias: Rational, out: Rational) -> Neuron<Rational> {
     Neuron { weight, bias, out, up: None }
 }
 
-fn gated(
-    weight: BigRational,
-    bias: BigRational,
-    out: BigRational,
-    up: (BigRational, BigRational),
-) -> Neuron<BigRational> {
+fn gated(weight: Rational, bias: Rational, out: Rational, up: (Rational, Rational)) -> Neuron<Rational> {
     Neuron { weight, bias, out, up: Some(up) }
 }
 
@@ -67,7 +60,7 @@ fn gated(
 #[derive(Clone, Debug, Default)]
 struct Draft {
     units: Units,
-    constant: BigRational,
+    constant: Rational,
 }
 
 impl Setting<'_> {
@@ -79,7 +72,7 @@ impl Setting<'_> {
     fn finish(&self, mut draft: Draft) -> Option<IdealStack> {
         if !self.constant && !draft.constant.is_zero() {
             draft.units.extend(self.constant_units(&draft.constant)?);
-            draft.constant = BigRational::zero();
+            draft.constant = Rational::zero();
         }
         draft.units.retain(|n| !n.out.is_zero());
         if self.kink().is_some() && !self.unit.is_one() {
@@ -90,7 +83,7 @@ impl Setting<'_> {
                 n.out /= &self.unit;
             }
         }
-        let number = |x: BigRational| Number::from(x);
+        let number = |x: Rational| Number::from(x);
         let neurons = draft.units.into_iter().map(|n| {
             let up = match (n.up, self.gated) {
                 (Some((w, b)), _) => Some((number(w), number(b))),
@@ -107,7 +100,7 @@ impl Setting<'_> {
     }
 
     /// (argument, value) where σ has a rational value that is not 0.
-    fn rational_value(&self) -> Option<(BigRational, BigRational)> {
+    fn rational_value(&self) -> Option<(Rational, Rational)> {
         use Activation::*;
         match self.source {
             Sigmoid => Some((q(0, 1), q(1, 2))),
@@ -123,7 +116,7 @@ impl Setting<'_> {
     }
 
     /// Neurons whose sum is the constant c.
-    fn constant_units(&self, c: &BigRational) -> Option<Units> {
+    fn constant_units(&self, c: &Rational) -> Option<Units> {
         if let Some((argument, value)) = self.rational_value() {
             return Some(vec![plain(q(0, 1), argument, c / value)]);
         }
@@ -193,12 +186,12 @@ impl Setting<'_> {
         None
     }
 
-    fn lo(&self) -> Option<BigRational> {
-        if self.bounded() { BigRational::from_float(self.domain.lo()) } else { None }
+    fn lo(&self) -> Option<Rational> {
+        if self.bounded() { Rational::from_float(self.domain.lo()) } else { None }
     }
 
     /// (knot, slope) of an unbounded linear branch on the right, if σ has one.
-    fn linear_branch(&self) -> Option<(BigRational, BigRational)> {
+    fn linear_branch(&self) -> Option<(Rational, Rational)> {
         use Activation::*;
         match self.source {
             Relu | LeakyRelu(_) | Elu(_) | Celu(_) | Abs | Identity => Some((q(0, 1), q(1, 1))),
@@ -209,7 +202,7 @@ impl Setting<'_> {
     }
 
     /// σ at its own knot of `linear_branch`.
-    fn value_at(&self, knot: &BigRational) -> Option<BigRational> {
+    fn value_at(&self, knot: &Rational) -> Option<Rational> {
         match self.source {
             Activation::Hardswish => Some(knot.clone()),
             _ => Some(q(0, 1)),
@@ -217,9 +210,9 @@ impl Setting<'_> {
     }
 
     /// relu²: c2·u² = c2(σ(u) + σ(−u)), u = z + c1/(2c2); 4z = (z + 1)² − (z − 1)².
-    fn quadratic_from_squares(&self, c0: &BigRational, c1: &BigRational, c2: &BigRational) -> Option<Draft> {
-        let (lo, hi) = (BigRational::from_float(self.domain.lo()), BigRational::from_float(self.domain.hi()));
-        let square = |h: &BigRational, out: &BigRational, units: &mut Units| {
+    fn quadratic_from_squares(&self, c0: &Rational, c1: &Rational, c2: &Rational) -> Option<Draft> {
+        let (lo, hi) = (Rational::from_float(self.domain.lo()), Rational::from_float(self.domain.hi()));
+        let square = |h: &Rational, out: &Rational, units: &mut Units| {
             // (z + h)² on the domain: one neuron if z + h keeps its sign there.
             if lo.as_ref().is_some_and(|lo| !(lo + h).is_negative()) {
                 units.push(plain(q(1, 1), h.clone(), out.clone()));
@@ -245,7 +238,7 @@ impl Setting<'_> {
     }
 
     /// Slope on the left of a source with a single kink at 0 and slope 1 on its right.
-    fn kink(&self) -> Option<BigRational> {
+    fn kink(&self) -> Option<Rational> {
         match self.source {
             Activation::Relu => Some(q(0, 1)),
             Activation::LeakyRelu(a) => Some(a.exact().clone()),
@@ -259,18 +252,18 @@ impl Setting<'_> {
         let alpha = self.kink()?;
         let (one, zero) = (q(1, 1), q(0, 1));
         let gap = &one - &alpha;
-        let jumps: Vec<BigRational> = p.polys.windows(2).map(|w| w[1].coefficient(1) - w[0].coefficient(1)).collect();
-        let amounts: Vec<BigRational> = jumps.iter().map(|j| j / &gap).collect();
+        let jumps: Vec<Rational> = p.polys.windows(2).map(|w| w[1].coefficient(1) - w[0].coefficient(1)).collect();
+        let amounts: Vec<Rational> = jumps.iter().map(|j| j / &gap).collect();
         let k = amounts.len();
         let mut left_facing = vec![false; k];
         // Slope that is still missing left of all kinks, with every neuron facing right.
-        let total: BigRational = amounts.iter().sum();
+        let total: Rational = amounts.iter().sum();
         let mut missing = p.polys[0].coefficient(1) - &alpha * total;
         if !missing.is_zero() && k <= MAX_SUBSET && alpha != q(-1, 1) {
             // Turning neuron i around lowers the left slope by amount·(1 + α): more is missing then.
-            let turn: Vec<BigRational> = amounts.iter().map(|a| a * (&one + &alpha)).collect();
+            let turn: Vec<Rational> = amounts.iter().map(|a| a * (&one + &alpha)).collect();
             for subset in 1u32..1 << k {
-                let sum: BigRational = (0..k).filter(|i| subset >> i & 1 == 1).map(|i| turn[i].clone()).sum();
+                let sum: Rational = (0..k).filter(|i| subset >> i & 1 == 1).map(|i| turn[i].clone()).sum();
                 if (&missing + &sum).is_zero() {
                     left_facing.iter_mut().enumerate().for_each(|(i, l)| *l = subset >> i & 1 == 1);
                     missing = zero.clone();
@@ -308,8 +301,8 @@ impl Setting<'_> {
         }
         // The constant: compare at a point.
         let at = self.lo().or_else(|| p.knots.first().cloned()).unwrap_or(zero);
-        let sigma = |u: &BigRational| if u.is_positive() { u.clone() } else { u * &alpha };
-        let have: BigRational = units.iter().map(|n| &n.out * sigma(&(&n.weight * &at + &n.bias))).sum();
+        let sigma = |u: &Rational| if u.is_positive() { u.clone() } else { u * &alpha };
+        let have: Rational = units.iter().map(|n| &n.out * sigma(&(&n.weight * &at + &n.bias))).sum();
         let piece = p.knots.iter().filter(|t| **t < at).count();
         let mut constant = p.polys[piece].value(&at) - have;
         if let (Some(i), false) = (floating, self.constant) {
@@ -324,7 +317,7 @@ impl Setting<'_> {
     }
 
     /// (left knot, right knot, value left, value right) of a saturating piecewise-linear source.
-    fn ramp(&self) -> Option<(BigRational, BigRational, BigRational, BigRational)> {
+    fn ramp(&self) -> Option<(Rational, Rational, Rational, Rational)> {
         match self.source {
             Activation::Relu6 => Some((q(0, 1), q(6, 1), q(0, 1), q(6, 1))),
             Activation::Hardtanh => Some((q(-1, 1), q(1, 1), q(-1, 1), q(1, 1))),
@@ -351,11 +344,11 @@ impl Setting<'_> {
             units.push(plain(weight, bias, out));
         }
         let at = p.knots.first().cloned().or_else(|| p.ends.0.clone()).unwrap_or_else(|| q(0, 1));
-        let sigma = |u: BigRational| {
+        let sigma = |u: Rational| {
             let u = u.max(l.clone()).min(r.clone());
             &low + (u - &l) * (&high - &low) / (&r - &l)
         };
-        let have: BigRational = units.iter().map(|n| &n.out * sigma(&n.weight * &at + &n.bias)).sum();
+        let have: Rational = units.iter().map(|n| &n.out * sigma(&n.weight * &at + &n.bias)).sum();
         let piece = p.knots.iter().filter(|t| **t < at).count();
         Some(Draft { units, constant: p.polys[piece].value(&at) - have })
     }
@@ -393,8 +386,7 @@ impl Setting<'_> {
         first.resize(3, q(0, 1));
         for (k, t) in p.knots.iter().enumerate() {
             // P₊ − P₋ = (z − t)(a·z + b), continuous at t; σ(z − t) contributes α(z − t)(…) on its left.
-            let d: Vec<BigRational> =
-                (0..3).map(|j| p.polys[k + 1].coefficient(j) - p.polys[k].coefficient(j)).collect();
+            let d: Vec<Rational> = (0..3).map(|j| p.polys[k + 1].coefficient(j) - p.polys[k].coefficient(j)).collect();
             let a = &d[2] / &gap;
             let b = (&d[1] + &d[2] * t) / &gap;
             if !(&d[0] + t * (&d[1] + &d[2] * t)).is_zero() {
@@ -466,12 +458,12 @@ impl Setting<'_> {
     }
 
     /// Neurons of the source that carry the target's atoms, if their kinds fit.
-    fn relatives(&self, atom: &Atom, c: &Poly) -> Vec<Neuron<BigRational>> {
+    fn relatives(&self, atom: &Atom, c: &Poly) -> Vec<Neuron<Rational>> {
         let Atom { kind, a, b } = atom;
         let u = (a.clone(), b.clone());
-        let scaled = |k: &BigRational| (&u.0 * k, &u.1 * k);
+        let scaled = |k: &Rational| (&u.0 * k, &u.1 * k);
         // c(z) = (az + b)·(p·z + r), or nothing.
-        let divided = || -> Option<(BigRational, BigRational)> {
+        let divided = || -> Option<(Rational, Rational)> {
             if a.is_zero() || c.degree() > 2 {
                 return None;
             }
@@ -479,7 +471,7 @@ impl Setting<'_> {
             let r = (c.coefficient(1) - &p * b) / a;
             (c.coefficient(0) == &r * b).then_some((p, r))
         };
-        let make = |(weight, bias): (BigRational, BigRational), factor: BigRational, up: (BigRational, BigRational)| {
+        let make = |(weight, bias): (Rational, Rational), factor: Rational, up: (Rational, Rational)| {
             if up.0.is_zero() && !self.gated {
                 vec![plain(weight, bias, factor * up.1)]
             } else if self.gated {
@@ -541,7 +533,7 @@ pub fn constructions(target: &Expr, setting: &Setting<'_>) -> Result<Vec<IdealSt
         if units.is_empty() {
             return Ok(vec![]);
         }
-        let draft = Draft { units: units.clone(), constant: BigRational::zero() };
+        let draft = Draft { units: units.clone(), constant: Rational::zero() };
         let unlimited = Setting { constant: true, ..setting.clone() };
         let Some(own) = unlimited.finish(draft) else { return Ok(vec![]) };
         let rest = Canonical::new(&target.clone().minus(own.expr()), setting.domain)?;
@@ -613,13 +605,13 @@ pub fn steep_steps(target: &Expr, setting: &Setting<'_>, beta: &Number) -> Resul
     let mut always = p.polys[0].coefficients().to_vec();
     always.resize(2, q(0, 1));
     for (k, t) in p.knots.iter().enumerate() {
-        let d: Vec<BigRational> =
+        let d: Vec<Rational> =
             (0..2).map(|j| (p.polys[k + 1].coefficient(j) - p.polys[k].coefficient(j)) / &span).collect();
         always[0] -= &low * &d[0];
         always[1] -= &low * &d[1];
         let (weight, bias) = (beta.exact().clone(), -(beta.exact() * t));
         units.push(if setting.gated {
-            gated(weight, bias, BigRational::one(), (d[1].clone(), d[0].clone()))
+            gated(weight, bias, Rational::one(), (d[1].clone(), d[0].clone()))
         } else {
             plain(weight, bias, d[0].clone())
         });

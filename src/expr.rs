@@ -15,12 +15,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use num_rational::BigRational;
-use num_traits::Zero;
-
 use crate::activation::{Activation, NAMES};
 use crate::error::{Error, Result, nearest};
 use crate::number::Number;
+use crate::rational::Rational;
 
 /// Deeper nesting is refused, so that no text exhausts the stack.
 const MAX_DEPTH: usize = 120;
@@ -64,16 +62,16 @@ pub enum Expr {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Affine {
     /// Coefficients by the pre-activation's index.
-    pub coefficients: BTreeMap<usize, BigRational>,
+    pub coefficients: BTreeMap<usize, Rational>,
     /// The constant term.
-    pub constant: BigRational,
+    pub constant: Rational,
 }
 
 impl Affine {
-    fn constant(c: BigRational) -> Self {
+    fn constant(c: Rational) -> Self {
         Affine { coefficients: BTreeMap::new(), constant: c }
     }
-    fn scaled(mut self, k: &BigRational) -> Self {
+    fn scaled(mut self, k: &Rational) -> Self {
         self.coefficients.values_mut().for_each(|c| *c *= k);
         self.coefficients.retain(|_, c| !c.is_zero());
         self.constant *= k;
@@ -81,7 +79,7 @@ impl Affine {
     }
     fn plus(mut self, o: Affine) -> Self {
         for (k, c) in o.coefficients {
-            *self.coefficients.entry(k).or_insert_with(BigRational::zero) += c;
+            *self.coefficients.entry(k).or_insert_with(Rational::zero) += c;
         }
         self.coefficients.retain(|_, c| !c.is_zero());
         self.constant += o.constant;
@@ -190,9 +188,7 @@ impl Expr {
         use Expr::*;
         Some(match self {
             Const(c) => Affine::constant(c.exact().clone()),
-            Pre(k) => {
-                Affine { coefficients: [(*k, Number::one().exact().clone())].into(), constant: BigRational::zero() }
-            }
+            Pre(k) => Affine { coefficients: [(*k, Number::one().exact().clone())].into(), constant: Rational::zero() },
             Add(a, b) => a.affine()?.plus(b.affine()?),
             Neg(a) => a.affine()?.scaled(Number::from(-1).exact()),
             Scale(k, a) => a.affine()?.scaled(k.exact()),
@@ -221,7 +217,7 @@ impl Expr {
         let e = parser.sum()?;
         match parser.peek() {
             None => Ok(e),
-            Some(t) => Err(parser.unexpected(&t.text.to_string(), "an operator or the end")),
+            Some(t) => Err(parser.unexpected(t.text, "an operator or the end")),
         }
     }
 }

@@ -73,6 +73,7 @@ pub mod number;
 pub mod observe;
 pub mod panels;
 pub mod piecewise;
+pub mod rational;
 pub mod report;
 pub mod ridge;
 pub mod sae;

@@ -192,7 +192,7 @@ fn summary(c: &Compiled) -> String {
 
 fn write_all(c: &Compiled, dir: &Path, heading: &str) -> Result<(), Error> {
     c.write(dir)?;
-    report::write_svg(&dir.join(REPORT_FILE), heading, &panels(c)?)
+    report::write_svg(dir.join(REPORT_FILE), heading, &panels(c)?)
 }
 
 fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {

@@ -8,12 +8,13 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
-use num_bigint::{BigInt, Sign};
+use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Signed, ToPrimitive, Zero};
 
 use crate::error::{Error, Result};
 use crate::interval::Interval;
+use crate::rational::Rational;
 
 /// Decimal exponents beyond this are refused: no float is that large or that small.
 const MAX_EXPONENT: i64 = 400;
@@ -21,7 +22,7 @@ const MAX_EXPONENT: i64 = 400;
 /// An exact rational number with the tightest enclosure by floats.
 #[derive(Clone)]
 pub struct Number {
-    exact: BigRational,
+    exact: Rational,
     enclosure: Interval,
     nearest: f64,
 }
@@ -32,13 +33,13 @@ impl Number {
     /// # Panics
     /// If `q` is 0.
     pub fn ratio(p: i64, q: i64) -> Self {
-        Self::from(BigRational::new(p.into(), q.into()))
+        Self::from(Rational::new(p, q))
     }
 
     /// The dyadic rational that the float is; `None` for NaN and infinities.
     pub fn from_f64(x: f64) -> Option<Self> {
         let x = if x == 0.0 { 0.0 } else { x };
-        Some(Number { exact: BigRational::from_float(x)?, enclosure: Interval::point(x), nearest: x })
+        Some(Number { exact: Rational::from_float(x)?, enclosure: Interval::point(x), nearest: x })
     }
 
     /// 0.
@@ -52,7 +53,7 @@ impl Number {
     }
 
     /// The exact value.
-    pub fn exact(&self) -> &BigRational {
+    pub fn exact(&self) -> &Rational {
         &self.exact
     }
 
@@ -83,11 +84,7 @@ impl Number {
 
     /// −1, 0 or 1.
     pub fn signum(&self) -> i32 {
-        match self.exact.numer().sign() {
-            Sign::Minus => -1,
-            Sign::NoSign => 0,
-            Sign::Plus => 1,
-        }
+        self.exact.signum()
     }
 
     /// 1/x; `None` for 0.
@@ -96,8 +93,8 @@ impl Number {
     }
 }
 
-impl From<BigRational> for Number {
-    fn from(exact: BigRational) -> Self {
+impl From<Rational> for Number {
+    fn from(exact: Rational) -> Self {
         let enclosure = enclose(&exact);
         let nearest = nearest(&exact, enclosure);
         Number { exact, enclosure, nearest }
@@ -106,12 +103,12 @@ impl From<BigRational> for Number {
 
 impl From<i64> for Number {
     fn from(x: i64) -> Self {
-        Self::from(BigRational::from_integer(x.into()))
+        Self::from(Rational::from(x))
     }
 }
 
 /// The end of the enclosure that is nearer; the finite one beyond the largest float.
-fn nearest(x: &BigRational, enclosure: Interval) -> f64 {
+fn nearest(x: &Rational, enclosure: Interval) -> f64 {
     let (lo, hi) = (enclosure.lo(), enclosure.hi());
     if lo == hi || !hi.is_finite() {
         return lo;
@@ -119,12 +116,15 @@ fn nearest(x: &BigRational, enclosure: Interval) -> f64 {
     if !lo.is_finite() {
         return hi;
     }
-    let (l, h) = (BigRational::from_float(lo).expect("finite"), BigRational::from_float(hi).expect("finite"));
+    let (l, h) = (Rational::from_float(lo).expect("finite"), Rational::from_float(hi).expect("finite"));
     if x - l <= h - x { lo } else { hi }
 }
 
-fn enclose(x: &BigRational) -> Interval {
-    let Some(near) = x.to_f64().filter(|v| v.is_finite()) else {
+fn enclose(x: &Rational) -> Interval {
+    if let Some(exact) = x.as_float() {
+        return Interval::point(exact);
+    }
+    let Some(near) = x.to_big().to_f64().filter(|v| v.is_finite()) else {
         return if x.is_negative() {
             Interval::new(f64::NEG_INFINITY, f64::MIN)
         } else {
@@ -132,8 +132,8 @@ fn enclose(x: &BigRational) -> Interval {
         };
     };
     // The conversion is only a guess; exact comparison moves the ends to where they belong.
-    let below = |v: f64| v == f64::NEG_INFINITY || BigRational::from_float(v).is_some_and(|v| v <= *x);
-    let above = |v: f64| v == f64::INFINITY || BigRational::from_float(v).is_some_and(|v| v >= *x);
+    let below = |v: f64| v == f64::NEG_INFINITY || Rational::from_float(v).is_some_and(|v| v <= *x);
+    let above = |v: f64| v == f64::INFINITY || Rational::from_float(v).is_some_and(|v| v >= *x);
     let (mut lo, mut hi) = (near, near);
     while !below(lo) {
         lo = lo.next_down();
@@ -203,14 +203,14 @@ impl Ord for Number {
 /// Finite decimals print as decimals, other rationals as `p/q`.
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (twos, fives) = match factors_of_ten(self.exact.denom()) {
+        let exact = self.exact.to_big();
+        let (twos, fives) = match factors_of_ten(exact.denom()) {
             Some(k) => k,
-            None => return write!(f, "{}/{}", self.exact.numer(), self.exact.denom()),
+            None => return write!(f, "{}/{}", exact.numer(), exact.denom()),
         };
         let places = twos.max(fives);
-        let scaled = self.exact.numer()
-            * BigInt::from(2).pow((places - twos) as u32)
-            * BigInt::from(5).pow((places - fives) as u32);
+        let scaled =
+            exact.numer() * BigInt::from(2).pow((places - twos) as u32) * BigInt::from(5).pow((places - fives) as u32);
         let sign = if scaled.is_negative() { "-" } else { "" };
         let digits = scaled.abs().to_string();
         if places == 0 {
@@ -299,7 +299,7 @@ fn decimal(text: &str) -> Result<Number> {
     if negative {
         exact = -exact;
     }
-    let number = Number::from(exact);
+    let number = Number::from(Rational::from(exact));
     if number.enclosure.is_finite() { Ok(number) } else { Err(bad()) }
 }
 
@@ -356,8 +356,8 @@ mod tests {
         fn enclosures_of_rationals_are_one_float_wide(p in any::<i64>(), q in 1..i64::MAX) {
             let n = Number::ratio(p, q);
             let e = n.enclosure();
-            prop_assert!(BigRational::from_float(e.lo()).unwrap() <= *n.exact());
-            prop_assert!(BigRational::from_float(e.hi()).unwrap() >= *n.exact());
+            prop_assert!(BigRational::from_float(e.lo()).unwrap() <= n.exact().to_big());
+            prop_assert!(BigRational::from_float(e.hi()).unwrap() >= n.exact().to_big());
             prop_assert!(e.is_point() || e.lo().next_up() == e.hi());
         }
     }

@@ -5,15 +5,13 @@
 
 use std::cmp::Ordering;
 
-use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
-
 use crate::activation::Jet;
-use crate::algebra::{Normal, Poly, enclose, of_activation};
+use crate::algebra::{Atom, Normal, Poly, enclose, of_activation};
 use crate::atom::Kind;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
+use crate::rational::Rational;
 
 /// More pieces than this are refused.
 const MAX_PIECES: usize = 20_000;
@@ -35,7 +33,7 @@ pub enum Form {
 
 impl Form {
     /// A constant.
-    pub fn constant(c: BigRational) -> Form {
+    pub fn constant(c: Rational) -> Form {
         Form::Normal(Poly::constant(c).into())
     }
 
@@ -54,12 +52,12 @@ impl Form {
 
     fn add(self, o: Form) -> Form {
         match (self, o) {
-            (Form::Normal(a), Form::Normal(b)) => Form::Normal(a.add(b)),
+            (Form::Normal(a), Form::Normal(b)) => Form::Normal(a.plus(b)),
             (a, b) => Form::Add(Box::new(a), Box::new(b)),
         }
     }
 
-    fn scale(self, k: &BigRational) -> Form {
+    fn scale(self, k: &Rational) -> Form {
         match self {
             Form::Normal(n) => Form::Normal(n.scale(k)),
             f => Form::Mul(Box::new(Form::constant(k.clone())), Box::new(f)),
@@ -68,8 +66,8 @@ impl Form {
 
     /// Difference.
     #[must_use]
-    pub fn sub(self, o: Form) -> Form {
-        self.add(o.scale(&-BigRational::one()))
+    pub fn minus(self, o: Form) -> Form {
+        self.add(o.scale(&-Rational::one()))
     }
 
     fn mul(self, o: Form) -> Form {
@@ -82,7 +80,7 @@ impl Form {
     }
 
     /// Where atoms' arguments change sign.
-    pub fn centres(&self, out: &mut Vec<BigRational>) {
+    pub fn centres(&self, out: &mut Vec<Rational>) {
         match self {
             Form::Normal(n) => out.extend(n.centres()),
             Form::Add(a, b) | Form::Mul(a, b) | Form::Max(a, b) | Form::Min(a, b) => {
@@ -97,15 +95,15 @@ impl Form {
 #[derive(Clone, Copy, Debug)]
 pub enum Region<'a> {
     /// An open interval; `None` is an infinite end.
-    Open(Option<&'a BigRational>, Option<&'a BigRational>),
+    Open(Option<&'a Rational>, Option<&'a Rational>),
     /// A single point.
-    Point(&'a BigRational),
+    Point(&'a Rational),
 }
 
 impl Region<'_> {
     /// The sign of a·z + b on the region; the root, if it lies inside.
-    fn sign(self, a: &BigRational, b: &BigRational) -> std::result::Result<Ordering, BigRational> {
-        let of = |x: &BigRational| x.cmp(&BigRational::zero());
+    fn sign(self, a: &Rational, b: &Rational) -> std::result::Result<Ordering, Rational> {
+        let of = |x: &Rational| x.signum().cmp(&0);
         if a.is_zero() {
             return Ok(of(b));
         }
@@ -129,7 +127,7 @@ impl Region<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Knot {
     /// where
-    pub at: BigRational,
+    pub at: Rational,
     /// may the expression jump there?
     pub jump: bool,
 }
@@ -142,17 +140,17 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
     let mut sub = |e: &Expr| resolve(e, region, found);
     Ok(match e {
         Expr::Const(c) => Form::constant(c.exact().clone()),
-        Expr::Pre(0) => Form::Normal(Poly::line(BigRational::one(), BigRational::zero()).into()),
+        Expr::Pre(0) => Form::Normal(Poly::line(Rational::one(), Rational::zero()).into()),
         Expr::Pre(k) => {
             return Err(Error::unsupported(format!("the expression depends on z_{k} as well as on z")));
         }
         Expr::Add(a, b) => sub(a)?.add(sub(b)?),
-        Expr::Neg(a) => sub(a)?.scale(&-BigRational::one()),
+        Expr::Neg(a) => sub(a)?.scale(&-Rational::one()),
         Expr::Scale(k, a) => sub(a)?.scale(k.exact()),
         Expr::Mul(a, b) => sub(a)?.mul(sub(b)?),
         Expr::Relu(a) => {
             let a = sub(a)?;
-            larger(a, Form::constant(BigRational::zero()), region, found)
+            larger(a, Form::constant(Rational::zero()), region, found)
         }
         Expr::Max(a, b) => {
             let (a, b) = (sub(a)?, sub(b)?);
@@ -170,12 +168,12 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
         Expr::Step(a) => {
             let cond = sub(a)?;
             let on = positive(&cond, e, region, found)?;
-            Form::constant(if on { BigRational::one() } else { BigRational::zero() })
+            Form::constant(if on { Rational::one() } else { Rational::zero() })
         }
         Expr::JumpRelu(a, theta) => {
             let a = sub(a)?;
-            let cond = a.clone().sub(Form::constant(theta.exact().clone()));
-            if positive(&cond, e, region, found)? { a } else { Form::constant(BigRational::zero()) }
+            let cond = a.clone().minus(Form::constant(theta.exact().clone()));
+            if positive(&cond, e, region, found)? { a } else { Form::constant(Rational::zero()) }
         }
         Expr::Select(c, a, b) => {
             let (c, a, b) = (sub(c)?, sub(a)?, sub(b)?);
@@ -203,7 +201,7 @@ pub fn resolve(e: &Expr, region: Region<'_>, found: &mut Vec<Knot>) -> Result<Fo
 
 /// The sign of a − b on the region, where it is one sign.
 fn decide(a: &Form, b: &Form, region: Region<'_>, found: &mut Vec<Knot>) -> Option<Ordering> {
-    let difference = a.clone().sub(b.clone());
+    let difference = a.clone().minus(b.clone());
     let (slope, constant) = difference.as_normal()?.as_poly()?.as_line()?;
     match region.sign(&slope, &constant) {
         Ok(sign) => Some(sign),
@@ -252,9 +250,9 @@ fn positive(cond: &Form, whole: &Expr, region: Region<'_>, found: &mut Vec<Knot>
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// left end; `None` is −∞
-    pub lo: Option<BigRational>,
+    pub lo: Option<Rational>,
     /// right end; `None` is +∞
-    pub hi: Option<BigRational>,
+    pub hi: Option<Rational>,
     /// the expressions on the piece, in the order given
     pub forms: Vec<Form>,
 }
@@ -263,13 +261,13 @@ pub struct Piece {
 /// right, and the knots at which one of the expressions may jump.
 pub fn cut(
     exprs: &[&Expr],
-    lo: Option<&BigRational>,
-    hi: Option<&BigRational>,
-    points: &[BigRational],
-) -> Result<(Vec<Piece>, Vec<BigRational>)> {
-    let inside = |z: &BigRational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
-    let mut cuts: Vec<BigRational> = points.iter().filter(|z| inside(z)).cloned().collect();
-    let mut jumps: Vec<BigRational> = Vec::new();
+    lo: Option<&Rational>,
+    hi: Option<&Rational>,
+    points: &[Rational],
+) -> Result<(Vec<Piece>, Vec<Rational>)> {
+    let inside = |z: &Rational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
+    let mut cuts: Vec<Rational> = points.iter().filter(|z| inside(z)).cloned().collect();
+    let mut jumps: Vec<Rational> = Vec::new();
     cuts.sort();
     cuts.dedup();
     loop {
@@ -311,29 +309,100 @@ pub enum Program {
     Min(Box<Program>, Box<Program>),
 }
 
-/// A polynomial times an atom.
+/// A polynomial times an atom: c(z)·A(az + b), or times a difference of two atoms whose arguments nearly agree.
 #[derive(Clone, Debug)]
 pub struct Term {
     coefficients: Vec<Interval>,
     kind: Kind,
     a: Interval,
     b: Interval,
+    /// Where set, to (p, q): c(z)·(A(u + pz + q) − A(u)) with u = az + b, evaluated without cancellation.
+    step: Option<(Interval, Interval)>,
+}
+
+impl Term {
+    /// By the mean value theorem A(u + s) − A(u) = s·A′(ξ), and with u′ = a, s′ = p its derivative is
+    /// (a + p)·A′(u + s) − a·A′(u) = p·A′(ξ) + a·s·A″(ξ′), for ξ, ξ′ between u and u + s.
+    fn jet(&self, z: Interval) -> Jet {
+        let u = self.a * z + self.b;
+        let atom = match self.step {
+            None => {
+                let j = self.kind.jet(u);
+                Jet { v: j.v, d1: self.a * j.d1, d2: self.a.sqr() * j.d2 }
+            }
+            Some((p, q)) => {
+                let s = p * z + q;
+                let j = self.kind.jet(u.hull(u + s));
+                Jet { v: s * j.d1, d1: p * j.d1 + self.a * s * j.d2, d2: Interval::ENTIRE }
+            }
+        };
+        product(horner(&self.coefficients, z), atom)
+    }
+
+    fn value(&self, z: Interval) -> Interval {
+        let u = self.a * z + self.b;
+        let atom = match self.step {
+            None => self.kind.value(u),
+            Some((p, q)) => {
+                let s = p * z + q;
+                s * self.kind.jet(u.hull(u + s)).d1
+            }
+        };
+        horner_value(&self.coefficients, z) * atom
+    }
+}
+
+/// Two terms of one kind whose arguments and, up to sign, coefficients agree to this relative degree cancel almost all of
+/// each other: rounding of a construction's weights leaves such pairs.
+const NEARLY: f64 = 1e-4;
+
+/// The terms of a normal form, each near-cancelling pair c₁A(u₁) + c₂A(u₂) written as (c₁ + c₂)A(u₁) + c₂(A(u₂) − A(u₁)).
+fn terms(n: &Normal) -> Vec<Term> {
+    let mut left: Vec<(&Atom, &Poly)> = n.terms.iter().collect();
+    let mut out = Vec::new();
+    let plain = |atom: &Atom, c: &Poly| Term {
+        coefficients: c.enclosures(),
+        kind: atom.kind,
+        a: enclose(&atom.a),
+        b: enclose(&atom.b),
+        step: None,
+    };
+    while let Some((first, c1)) = left.pop() {
+        let partner = left.iter().position(|(second, c2)| nearly_cancel((first, c1), (second, c2)));
+        let Some(k) = partner else {
+            out.push(plain(first, c1));
+            continue;
+        };
+        let (second, c2) = left.remove(k);
+        let sum = c1.plus(c2);
+        if !sum.is_zero() {
+            out.push(plain(first, &sum));
+        }
+        let step = (enclose(&(&second.a - &first.a)), enclose(&(&second.b - &first.b)));
+        out.push(Term { coefficients: c2.enclosures(), step: Some(step), ..plain(first, c1) });
+    }
+    out
+}
+
+fn nearly_cancel((first, c1): (&Atom, &Poly), (second, c2): (&Atom, &Poly)) -> bool {
+    let near = |x: &Rational, y: &Rational, scale: f64| enclose(&(x - y)).mag() <= NEARLY * scale;
+    let size = |x: &Rational| enclose(x).mag();
+    let offset = size(&first.b).max(size(&first.a));
+    let largest = c1.enclosures().iter().map(|c| c.mag()).fold(0.0, f64::max);
+    first.kind == second.kind
+        && near(&first.a, &second.a, size(&first.a))
+        && near(&first.b, &second.b, offset)
+        && c1.plus(c2).enclosures().iter().all(|c| c.mag() <= NEARLY * largest)
 }
 
 impl Program {
     /// Compiles a form, each atom oriented so that it is small near `centre`.
-    pub fn new(form: &Form, centre: &BigRational) -> Program {
+    pub fn new(form: &Form, centre: &Rational) -> Program {
         let p = |f: &Form| Box::new(Program::new(f, centre));
         match form {
             Form::Normal(n) => {
                 let n = n.oriented(centre);
-                let term = |(atom, c): (&crate::algebra::Atom, &Poly)| Term {
-                    coefficients: c.enclosures(),
-                    kind: atom.kind,
-                    a: enclose(&atom.a),
-                    b: enclose(&atom.b),
-                };
-                Program::Sum(n.poly.enclosures(), n.terms.iter().map(term).collect())
+                Program::Sum(n.poly.enclosures(), terms(&n))
             }
             Form::Add(a, b) => Program::Add(p(a), p(b)),
             Form::Mul(a, b) => Program::Mul(p(a), p(b)),
@@ -345,16 +414,7 @@ impl Program {
     /// Enclosures of the value and the first two derivatives over `z`.
     pub fn jet(&self, z: Interval) -> Jet {
         match self {
-            Program::Sum(poly, terms) => {
-                let mut sum = horner(poly, z);
-                for t in terms {
-                    let c = horner(&t.coefficients, z);
-                    let u = t.kind.jet(t.a * z + t.b);
-                    let u = Jet { v: u.v, d1: t.a * u.d1, d2: t.a.sqr() * u.d2 };
-                    sum = plus(sum, product(c, u));
-                }
-                sum
-            }
+            Program::Sum(poly, terms) => terms.iter().fold(horner(poly, z), |sum, t| plus(sum, t.jet(z))),
             Program::Add(a, b) => plus(a.jet(z), b.jet(z)),
             Program::Mul(a, b) => product(a.jet(z), b.jet(z)),
             Program::Max(a, b) => choose(a.jet(z), b.jet(z), 1.0),
@@ -365,9 +425,7 @@ impl Program {
     /// Enclosure of the value only.
     pub fn value(&self, z: Interval) -> Interval {
         match self {
-            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| {
-                sum + horner_value(&t.coefficients, z) * t.kind.jet(t.a * z + t.b).v
-            }),
+            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| sum + t.value(z)),
             Program::Add(a, b) => a.value(z) + b.value(z),
             Program::Mul(a, b) => a.value(z) * b.value(z),
             Program::Max(a, b) => a.value(z).max(b.value(z)),
@@ -413,7 +471,7 @@ fn choose(a: Jet, b: Jet, sign: f64) -> Jet {
 }
 
 /// The exact supremum of a polynomial of degree at most 2 over [lo, hi]; `None` for higher degrees.
-pub fn quadratic_supremum(p: &Poly, lo: &BigRational, hi: &BigRational) -> Option<BigRational> {
+pub fn quadratic_supremum(p: &Poly, lo: &Rational, hi: &Rational) -> Option<Rational> {
     if p.degree() > 2 {
         return None;
     }

@@ -201,7 +201,8 @@ fn draw_panel(root: &Area, panel: &Panel, (x, y): (i32, i32), (width, height): (
     let range = padded(found.unwrap_or((0.0, 1.0)), 0.07);
     let (at, size) = ((chart_x, upper_y), (chart_width, upper_height));
     let silent = Scale { labels: Labels::None, ..z.clone() };
-    let mut upper = chart(root, at, size, silent, Scale::linear(range, 5), "", &bands)?;
+    let value_count = if found.is_some() { 5 } else { 0 };
+    let mut upper = chart(root, at, size, silent, Scale::linear(range, value_count), "", &bands)?;
     draw_curve(&mut upper, &panel.target, TARGET.stroke_width(px(5)))?;
     draw_curve(&mut upper, &panel.block, ShapeStyle { stroke_width: 11, ..BLOCK.stroke_width(1) })?;
     if found.is_none() {
@@ -211,13 +212,13 @@ fn draw_panel(root: &Area, panel: &Panel, (x, y): (i32, i32), (width, height): (
 
     // The error, inside ±ε.
     let view = ErrorView::new(panel, &z.range);
-    let mut error = Scale::linear(-view.reach..view.reach, 4);
+    let mut error = Scale::linear(-view.reach..view.reach, 5);
     if view.empty {
         error.ticks = vec![0.0];
     }
     let what = if panel.hull_error { "distance to the target's hull" } else { "block − target" };
     let what = match view.off_scale {
-        Some(peak) => format!("{what} (off scale in the bands, up to {})", number(peak, 2)),
+        Some(peak) => format!("{what} (off scale up to {})", number(peak, 2)),
         None => what.to_string(),
     };
     text(root, &what, (x + 62, caption), 11, ERROR, false, HPos::Left, width - 62 - 130)?;
@@ -225,7 +226,7 @@ fn draw_panel(root: &Area, panel: &Panel, (x, y): (i32, i32), (width, height): (
     let (at, size) = ((chart_x, lower_y), (chart_width, height - (lower_y - y) - 8));
     let (lo, hi) = (z.range.start, z.range.end);
     let mut lower = chart(root, at, size, z, error, "z", &bands)?;
-    if panel.epsilon >= 0.0 && panel.epsilon <= LIMIT {
+    if (0.0..=LIMIT).contains(&panel.epsilon) {
         let strip = Rectangle::new([(lo, -panel.epsilon), (hi, panel.epsilon)], BOUND.mix(0.16).filled());
         lower.draw_series([strip]).map_err(drawing)?;
         for edge in [-panel.epsilon, panel.epsilon] {
@@ -237,7 +238,7 @@ fn draw_panel(root: &Area, panel: &Panel, (x, y): (i32, i32), (width, height): (
 
 /// The bound's text; rounded upwards, as a bound must be.
 fn bound_text(epsilon: f64) -> String {
-    if epsilon >= 0.0 && epsilon <= LIMIT {
+    if (0.0..=LIMIT).contains(&epsilon) {
         format!("±ε,  ε = {}", number_up(epsilon))
     } else if epsilon > LIMIT {
         "ε: unbounded".to_string()
@@ -268,7 +269,7 @@ impl ErrorView {
             }
         }
         let peak = if outside > 0.0 { outside } else { banded };
-        let empty = !(peak > 0.0);
+        let empty = peak == 0.0;
         // A subnormal reach has no ticks; nothing certified is that small.
         let reach = if empty { 1.0 } else { (peak * 1.25).max(1e-300) };
         ErrorView { reach, off_scale: (banded > reach).then_some(banded), empty }
@@ -310,7 +311,7 @@ fn legend(root: &Area, panels: &[Panel]) -> Result<()> {
         x += 33 + 52;
     }
     let fills = [
-        (has(|p| p.epsilon >= 0.0 && p.epsilon <= LIMIT), "certified ±ε", BOUND.mix(0.16), Some(BOUND), 120),
+        (has(|p| (0.0..=LIMIT).contains(&p.epsilon)), "certified ±ε", BOUND.mix(0.16), Some(BOUND), 94),
         (has(|p| !p.bands.is_empty()), "within δ of a jump", BAND.mix(1.0), None, 140),
     ];
     for (_, name, fill, edge, room) in fills.into_iter().filter(|f| f.0) {
@@ -346,7 +347,7 @@ enum Labels {
 
 impl Scale {
     fn linear(range: Range<f64>, count: usize) -> Self {
-        Scale { ticks: ticks(&range, count), range, labels: Labels::Values }
+        Scale { ticks: if count == 0 { Vec::new() } else { ticks(&range, count) }, range, labels: Labels::Values }
     }
 }
 
@@ -392,7 +393,7 @@ fn chart<'a, 'b>(
         .margin_top(px(4))
         .margin_right(px(4))
         .set_label_area_size(LabelAreaPosition::Left, px(54))
-        .set_label_area_size(LabelAreaPosition::Bottom, px(if x_name.is_empty() { 4 } else { 36 }))
+        .set_label_area_size(LabelAreaPosition::Bottom, px(if x_name.is_empty() { 4 } else { 32 }))
         .build_cartesian_2d(x, y)
         .map_err(drawing)?;
     let shade = |&(a, b): &(f64, f64)| Rectangle::new([(a, bottom), (b, top)], BAND.filled());
@@ -488,7 +489,7 @@ fn clip(points: &[(f64, f64)], xs: &Range<f64>, ys: &Range<f64>) -> Vec<Vec<(f64
 /// The points of a series of [`log_plot`] that have a place: x finite, error finite and not negative; by x.
 fn plottable(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept: Vec<_> =
-        points.iter().copied().filter(|p| p.0.abs() <= LIMIT && p.1 >= 0.0 && p.1 <= LIMIT).collect();
+        points.iter().copied().filter(|p| p.0.abs() <= LIMIT && (0.0..=LIMIT).contains(&p.1)).collect();
     kept.sort_by(|a, b| a.0.total_cmp(&b.0));
     kept
 }
@@ -516,7 +517,9 @@ fn ticks(range: &Range<f64>, count: usize) -> Vec<f64> {
     let power = 10f64.powi(raw.log10().floor() as i32);
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999).unwrap_or(raw);
     let (first, last) = ((range.start / step).ceil(), (range.end / step).floor());
-    if !(last - first <= 4.0 * count as f64) || first.abs().max(last.abs()) > 1e9 {
+    // Ticks closer than the numbers are dense: the ends will do.
+    let tells_apart = last - first <= 4.0 * count as f64 && first.abs().max(last.abs()) <= 1e9;
+    if !tells_apart {
         return vec![range.start, range.end];
     }
     (first as i64..=last as i64).map(|k| k as f64 * step).collect()
@@ -600,7 +603,7 @@ fn rectangle(root: &Area, from: (i32, i32), to: (i32, i32), color: RGBAColor) ->
 /// The marker of the i-th series: shapes tell the lines apart where colours do not.
 fn marker(root: &Area, i: usize, (x, y): (i32, i32), hollow: bool) -> Result<()> {
     let (color, r) = (SERIES[i % SERIES.len()], px_i(4));
-    let shape = match (i + i / SERIES.len()) % 4 {
+    let shape = match (i % SERIES.len() + i / SERIES.len()) % 4 {
         0 => (0..32).map(|k| f64::from(k) * std::f64::consts::TAU / 32.0).map(|a| (a.cos(), a.sin())).collect(),
         1 => vec![(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
         2 => vec![(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)],
@@ -634,7 +637,7 @@ fn text(
 
 /// The text on one line, without what XML forbids, shortened to about `width` at this font size.
 fn printable(s: &str, width: i32, size: i32) -> String {
-    let room = (f64::from(width) / (0.58 * f64::from(size))).max(1.0) as usize;
+    let room = (f64::from(width) / (0.54 * f64::from(size))).max(1.0) as usize;
     let clean = |c: char| match c {
         '\n' | '\r' | '\t' => ' ',
         '\u{fffe}' | '\u{ffff}' => char::REPLACEMENT_CHARACTER,
@@ -805,7 +808,7 @@ mod tests {
         let mut panel = smooth("step");
         panel.error = sample(|z| ramp(z) - step(z), -4.0, 4.0);
         panel.bands = vec![(-0.5, 0.5)];
-        assert!(svg("h", &[panel.clone()]).unwrap().contains("off scale in the bands, up to 0.5"));
+        assert!(svg("h", &[panel.clone()]).unwrap().contains("off scale up to 0.5"));
         panel.hull_error = true;
         assert!(!svg("h", &[panel]).unwrap().contains("off scale"));
     }

@@ -6,8 +6,8 @@
 //!
 //! Candidates are compared by what the certifier proved about the rounded weights, never by what a search believed.
 
-use num_rational::BigRational;
-use num_traits::Zero;
+use argmin::core::{CostFunction, Executor};
+use argmin::solver::brent::BrentOpt;
 
 use crate::activation::{Activation, Side};
 use crate::certify::{Certificate, Claim, Domain, Status, certify, jumps};
@@ -18,6 +18,7 @@ use crate::format::Format;
 use crate::minimax;
 use crate::number::Number;
 use crate::piecewise::{Program, cut};
+use crate::rational::Rational;
 use crate::stack::{Form, IdealStack, Neuron, Stack};
 
 /// The default limit of weights and outputs.
@@ -98,6 +99,19 @@ pub struct Request<'a> {
     pub budget: Budget,
 }
 
+impl Request<'_> {
+    fn setting(&self, radius: Rational) -> Setting<'_> {
+        Setting {
+            source: self.source,
+            gated: self.form == Form::Gated,
+            constant: self.budget.constant,
+            domain: self.domain,
+            unit: power_of_two(self.budget.max_weight.min(1.0)),
+            radius,
+        }
+    }
+}
+
 /// How a stack came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -147,15 +161,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     let scale = size(target, *domain)?;
 
     for radius in radii(delta) {
-        let setting = Setting {
-            source,
-            gated: request.form == Form::Gated,
-            constant: budget.constant,
-            domain: *domain,
-            unit: power_of_two(budget.max_weight.min(1.0)),
-            radius,
-        };
-        for ideal in constructions(target, &setting)? {
+        for ideal in constructions(target, &request.setting(radius))? {
             field.enter_ideal(ideal, Method::Construction)?;
         }
         if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
@@ -164,23 +170,14 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     }
     if !field.has_exact() {
         for beta in steepnesses(request, &jumps) {
-            let number = Number::from_f64(beta).expect("finite");
             // Half of the band at most is left to the knee's tail (it reaches about 40/β).
             let margin = (40.0 / beta).min(0.5 * delta);
             for radius in radii(delta - margin) {
-                let setting = Setting {
-                    source,
-                    gated: request.form == Form::Gated,
-                    constant: budget.constant,
-                    domain: *domain,
-                    unit: power_of_two(budget.max_weight.min(1.0)),
-                    radius,
-                };
-                for ideal in
-                    steep(target, &setting, &number)?.into_iter().chain(steep_steps(target, &setting, &number)?)
-                {
-                    field.enter_ideal(ideal, Method::Steep)?;
-                }
+                enter_steep(&mut field, beta, radius)?;
+            }
+            // Where the knee is as wide as the band, its share of the band is worth a search.
+            if beta * delta < 100.0 && delta > 0.0 {
+                enter_best_radius(&mut field, beta, delta)?;
             }
             if *format == Format::F64 {
                 break;
@@ -205,6 +202,56 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     Ok(solution)
 }
 
+/// Constructions for relu (or a step) with steep neurons of slope β in their place, ramps of the given half width.
+fn steep_stacks(request: &Request<'_>, beta: f64, radius: Rational) -> Result<Vec<IdealStack>> {
+    let setting = request.setting(radius);
+    let beta = Number::from_f64(beta).expect("finite");
+    let mut out = steep(request.target, &setting, &beta)?;
+    out.extend(steep_steps(request.target, &setting, &beta)?);
+    Ok(out)
+}
+
+fn enter_steep(field: &mut Field<'_>, beta: f64, radius: Rational) -> Result<()> {
+    for ideal in steep_stacks(field.request, beta, radius)? {
+        field.enter_ideal(ideal, Method::Steep)?;
+    }
+    Ok(())
+}
+
+/// How bad a ramp of half width `radius` turns out: a narrow one overshoots, a wide one leaks out of the band.
+struct RampError<'a, 'b> {
+    field: &'a Field<'b>,
+    beta: f64,
+}
+
+impl CostFunction for RampError<'_, '_> {
+    type Param = f64;
+    type Output = f64;
+
+    fn cost(&self, radius: &f64) -> std::result::Result<f64, argmin::core::Error> {
+        let radius = Rational::from_float(*radius).unwrap_or_default();
+        let errors = steep_stacks(self.field.request, self.beta, radius)?.into_iter().filter_map(|ideal| {
+            let stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64())).ok()?;
+            let f = self.field.certificate(&stack, None).ok()?.figures().clone();
+            Some(f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)))
+        });
+        Ok(errors.fold(f64::MAX, f64::min))
+    }
+}
+
+/// Brent's search for the ramp's half width in (0, δ].
+fn enter_best_radius(field: &mut Field<'_>, beta: f64, delta: f64) -> Result<()> {
+    const EVALUATIONS: u64 = 24;
+    let problem = RampError { field, beta };
+    let search = BrentOpt::new(0.02 * delta, delta);
+    let found = Executor::new(problem, search).configure(|state| state.max_iters(EVALUATIONS)).run();
+    let radius = found.ok().and_then(|r| r.state.best_param).and_then(Rational::from_float);
+    match radius {
+        Some(radius) if radius.is_positive() => enter_steep(field, beta, radius),
+        _ => Ok(()),
+    }
+}
+
 /// In words: what would have to give for a smaller error.
 fn blame(request: &Request<'_>, solution: &Solution) -> String {
     let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
@@ -218,11 +265,11 @@ fn blame(request: &Request<'_>, solution: &Solution) -> String {
 }
 
 /// Half widths of the ramps to try: a power of two (whose slopes are exact in every format), and the whole band.
-fn radii(delta: f64) -> Vec<BigRational> {
+fn radii(delta: f64) -> Vec<Rational> {
     if delta <= 0.0 {
-        return vec![BigRational::zero()];
+        return vec![Rational::zero()];
     }
-    let exact = |x: f64| BigRational::from_float(x).expect("finite");
+    let exact = |x: f64| Rational::from_float(x).expect("finite");
     let power = power_of_two_below(delta);
     if power == delta { vec![exact(delta)] } else { vec![exact(power), exact(delta)] }
 }
@@ -231,8 +278,8 @@ fn power_of_two_below(x: f64) -> f64 {
     2f64.powi(x.log2().floor() as i32).min(x)
 }
 
-fn power_of_two(x: f64) -> BigRational {
-    BigRational::from_float(power_of_two_below(x)).expect("finite")
+fn power_of_two(x: f64) -> Rational {
+    Rational::from_float(power_of_two_below(x)).expect("finite")
 }
 
 /// Slopes for steep neurons: the largest power of two that the limits and the format's range allow, and gentler ones
@@ -263,9 +310,9 @@ pub(crate) struct Values {
 
 impl Values {
     pub(crate) fn new(target: &Expr, domain: Domain) -> Result<Self> {
-        let (lo, hi) = (BigRational::from_float(domain.lo()), BigRational::from_float(domain.hi()));
+        let (lo, hi) = (Rational::from_float(domain.lo()), Rational::from_float(domain.hi()));
         let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
-        let float = |z: &BigRational| Number::from(z.clone()).to_f64();
+        let float = |z: &Rational| Number::from(z.clone()).to_f64();
         let pieces = pieces.iter().map(|p| {
             let l = p.lo.as_ref().map_or(f64::NEG_INFINITY, float);
             let h = p.hi.as_ref().map_or(f64::INFINITY, float);
@@ -275,7 +322,7 @@ impl Values {
                 (false, true) => h - 1.0,
                 (false, false) => 0.0,
             };
-            (h, Program::new(&p.forms[0], &BigRational::from_float(middle).expect("finite")))
+            (h, Program::new(&p.forms[0], &Rational::from_float(middle).expect("finite")))
         });
         Ok(Values { pieces: pieces.collect() })
     }
@@ -321,23 +368,20 @@ impl Field<'_> {
         self.enter(Candidate { stack, ideal: Some(ideal), method })
     }
 
+    fn certificate(&self, stack: &Stack<f64>, ideal: Option<&IdealStack>) -> Result<Certificate> {
+        let Request { target, domain, budget, .. } = self.request;
+        certify(&Claim { target, stack, ideal, domain: *domain, delta: self.delta, tolerance: budget.tolerance })
+    }
+
     /// Certifies a candidate that keeps to the limits, and keeps it if it is the best.
     fn enter(&mut self, candidate: Candidate) -> Result<()> {
-        let Request { target, domain, budget, .. } = self.request;
+        let budget = &self.request.budget;
         let Candidate { stack, ideal, method } = candidate;
         if let Some(reason) = over_limit(&stack, budget) {
             self.binding.get_or_insert(reason);
             return Ok(());
         }
-        let claim = Claim {
-            target,
-            stack: &stack,
-            ideal: ideal.as_ref(),
-            domain: *domain,
-            delta: self.delta,
-            tolerance: budget.tolerance,
-        };
-        let certificate = match certify(&claim) {
+        let certificate = match self.certificate(&stack, ideal.as_ref()) {
             Ok(c) => c,
             // No finite bound for this candidate: another may have one.
             Err(e) if e.is_unsupported() && self.certified > 0 => return Ok(()),
