@@ -36,7 +36,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | trusted: numbers | [`interval`], [`number`] |
+//! | trusted: numbers | [`interval`], [`rational`], [`number`] |
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
