@@ -1,7 +1,8 @@
 //! MLP weight blocks, plain and gated: matrices in a number format, safetensors files, forward evaluation.
 //!
 //! Axis order is PyTorch's: a projection is [out, in]. With d the hidden size and h the number of hidden units:
-//! `gate_proj.weight` [h, d] (`up_proj.weight` [h, d] when gated), `down_proj.weight` [d, h], biases [h], [h], [d].
+//! `gate_proj.weight` \[h, d\] (`up_proj.weight` \[h, d\] when gated), `down_proj.weight` \[d, h\], biases \[h\], \[h\],
+//! \[d\].
 //!
 //! plain: y = down·σ(gate·x + gate_bias) + down_bias
 //! gated: y = down·(σ(gate·x + gate_bias) ⊙ (up·x + up_bias)) + down_bias
@@ -33,15 +34,15 @@ pub struct Block {
     pub format: Format,
     /// [h, d]
     pub gate: DMatrix<f64>,
-    /// [h]; `None` is a projection without bias
+    /// \[h\]; `None` is a projection without bias
     pub gate_bias: Option<DVector<f64>>,
     /// [h, d]; `Some` when gated
     pub up: Option<DMatrix<f64>>,
-    /// [h]
+    /// \[h\]
     pub up_bias: Option<DVector<f64>>,
     /// [d, h]
     pub down: DMatrix<f64>,
-    /// [d]
+    /// \[d\]
     pub down_bias: Option<DVector<f64>>,
 }
 

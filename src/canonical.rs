@@ -137,7 +137,7 @@ impl PiecewisePolynomial {
         PiecewisePolynomial { knots, polys, ends: self.ends.clone() }.merged()
     }
 
-    /// The same function with its jumps taken out: φ − Σ height·1[z > θ], continuous.
+    /// The same function with its jumps taken out: φ − Σ height·1{z > θ}, continuous.
     #[must_use]
     pub fn without_jumps(&self) -> PiecewisePolynomial {
         let mut sum = Rational::zero();

@@ -23,7 +23,7 @@ use crate::stack::{Form, Neuron, Stack};
 /// z = ⟨w, x⟩ + b
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreActivation {
-    /// [d]
+    /// \[d\]
     pub w: Vec<f64>,
     /// offset
     pub b: f64,
@@ -38,7 +38,7 @@ pub struct Response {
     pub expr: Expr,
     /// z, z_1, …
     pub pre_activations: Vec<PreActivation>,
-    /// v, [d]
+    /// v, \[d\]
     pub write: Vec<f64>,
     /// the values of the pre-activations for which the certificate is to hold
     pub domain: Domain,

@@ -1,6 +1,6 @@
 //! From certified stacks to a certified block: what the rounding of rows, biases and columns costs.
 //!
-//! Part of the trusted base, without I/O: compiling and verifying both call [`derive`], on the block's matrices and
+//! Part of the trusted base, without I/O: compiling and verifying both call [`derive()`], on the block's matrices and
 //! the claims about them.
 //!
 //! For a response c(z)·v with z = ⟨w, x⟩ + b, hidden unit i has a gate row ĝ, bias p̂, (up row û, bias q̂,) and a column

@@ -1,4 +1,54 @@
 //! Compile interventions on a transformer's residual stream into certified MLP weights.
+//!
+//! An intervention adds Σ_j c_j(z)·v_j to the residual x at every token, where z = ⟨w, x⟩ + b is a pre-activation (a row
+//! of an SAE's encoder, a probe), c_j a scalar response (−relu(z) ablates a feature), and v_j a write direction. The crate
+//! finds the weights of a small MLP that computes it with the host's own activation, rounds them to the host's number
+//! format, and proves how far the rounded weights are from the intervention. [`compile()`] is the whole pipeline:
+//!
+//! ```
+//! use neurograft::certify::Domain;
+//! use neurograft::{Options, PreActivation, Response, Target, compile};
+//!
+//! // Cap a feature at 8: x ← x − max(z − 8, 0)·v, for a Llama-style MLP (gated silu) with f32 weights.
+//! let response = Response {
+//!     name: "cap".into(),
+//!     expr: "-relu(z - 8)".parse()?,
+//!     pre_activations: vec![PreActivation { w: vec![0.6, 0.8], b: -0.5 }],
+//!     write: vec![0.8, -0.6],
+//!     domain: Domain::new(-20.0, 20.0)?,
+//!     band: 0.0,
+//! };
+//! let compiled = compile(&Target { responses: vec![response] }, &Options { norm: Some(20.0), ..Options::default() })?;
+//!
+//! assert_eq!(compiled.block.intermediate_size(), 1);
+//! // For every x with ‖x‖ ≤ 20, in real arithmetic:
+//! let bound = compiled.proof.total.as_ref().expect("a norm was given").outside;
+//! assert!(bound < 1e-5);
+//! # Ok::<(), neurograft::Error>(())
+//! ```
+//!
+//! A tolerance that is missed is an outcome ([`certify::Status::BestEffort`]); an [`Error`] is for input that is
+//! malformed or that nothing here can compile. Results are a function of the input alone.
+//!
+//! # Modules
+//!
+//! In reading order; each may use those above it. What is *trusted* is what a certificate rests on.
+//!
+//! | | |
+//! |---|---|
+//! | trusted: numbers | [`interval`], [`rational`], [`number`] |
+//! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
+//! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
+//! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
+//! | weights and files | [`mod@format`], [`tensors`], [`block`], [`certificate`], [`files`] |
+//! | the pipeline | [`mod@compile`], [`verify`] |
+//! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
+//! | what they see | [`observe`], [`explain`], [`panels`], [`report`] |
+//! | | [`error`] |
+//!
+//! `docs/architecture.md`, `docs/mathematics.md` and `docs/certificate.md` in the repository say more.
+
+#![warn(missing_docs)]
 
 pub mod activation;
 pub mod algebra;

@@ -42,8 +42,8 @@ const ORDER: [&str; 33] = [
 ];
 
 /// What a certificate's truth rests on: no `unsafe`, no files, no output.
-const TRUSTED: [&str; 9] =
-    ["interval", "number", "activation", "atom", "algebra", "expr", "piecewise", "stack", "certify"];
+const TRUSTED: [&str; 10] =
+    ["interval", "rational", "number", "activation", "atom", "algebra", "expr", "piecewise", "stack", "certify"];
 
 /// What the certifier must not know, not even through others.
 const SOLVERS: [&str; 4] = ["canonical", "exact", "minimax", "solve"];
