@@ -8,7 +8,6 @@
 //! gated: y = down·(σ(gate·x + gate_bias) ⊙ (up·x + up_bias)) + down_bias
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
 use safetensors::tensor::TensorView;
@@ -126,11 +125,10 @@ impl Block {
         safetensors::serialize(views, Some(metadata)).map_err(|e| Error::input(format!("block: {e}")))
     }
 
-    /// Reads a block file. `source` and `form` come from the certificate beside it.
+    /// Reads a block from an opened file. `source` and `form` come from the certificate beside it.
     ///
     /// Errors: a tensor is missing, superfluous, of another shape or format than the others say, or holds NaN.
-    pub fn read(path: impl AsRef<Path>, source: Activation, form: Form, format: Format) -> Result<Block> {
-        let file = TensorFile::open(path)?;
+    pub fn from_safetensors(file: &TensorFile, source: Activation, form: Form, format: Format) -> Result<Block> {
         let place = || file.place().to_string();
         let gated = form == Form::Gated;
         let known = |name: &String| TENSORS.contains(&name.as_str()) && (gated || !name.starts_with("up_proj"));

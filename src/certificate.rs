@@ -280,17 +280,26 @@ impl CertificateFile {
     ///
     /// Errors: an array or a domain is malformed, or a target is not the part of its expression that it claims to be.
     pub fn claims(&self) -> Result<Vec<ResponseClaim>> {
+        let mut rest = &self.responses[..];
+        while let Some(first) = rest.first() {
+            // An expression's parts follow one another, all of them.
+            let parts = split(&first.expression).at(|| first.name.clone())?;
+            for (k, (index, target)) in parts.iter().enumerate() {
+                let found = rest.get(k).filter(|r| r.expression == first.expression);
+                if found.is_none_or(|r| r.pre_activation != *index || r.target != *target) {
+                    return Err(Error::disagreement(format!(
+                        "no entry for the part {target} (pre-activation {index}) of {}",
+                        first.expression
+                    ))
+                    .at(first.name.clone()));
+                }
+            }
+            rest = &rest[parts.len()..];
+        }
         self.responses.iter().map(|r| self.claim(r).at(|| r.name.clone())).collect()
     }
 
     fn claim(&self, r: &ResponseFile) -> Result<ResponseClaim> {
-        let parts = split(&r.expression)?;
-        if !parts.iter().any(|(k, e)| *k == r.pre_activation && *e == r.target) {
-            return Err(Error::disagreement(format!(
-                "the target {} is not what {} asks of pre-activation {}",
-                r.target, r.expression, r.pre_activation
-            )));
-        }
         let end =
             r.first_unit.checked_add(r.neurons.len()).ok_or_else(|| Error::input("hidden units beyond all bounds"))?;
         let ideal = r.ideal.as_ref().map(|i| Stack {

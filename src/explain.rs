@@ -42,7 +42,7 @@ pub fn explain(compiled: &Compiled) -> String {
 
 fn method(s: &Solution, f: &Figures) -> String {
     let n = s.stack.neurons.len();
-    let count = if n == 1 { "1 neuron".to_string() } else { format!("{n} neurons") };
+    let count = counted(n);
     match (s.method, f.status) {
         (_, _) if n == 0 => "a constant needs no neuron".into(),
         (Method::Construction, Status::Exact) => format!("{count}: an identity, exact up to the rounding of weights"),
@@ -53,6 +53,11 @@ fn method(s: &Solution, f: &Figures) -> String {
         (Method::Steep, _) => format!("{count}: steep enough to look like a kink from where it matters"),
         (Method::Fit, _) => format!("{count}: a minimax fit, nothing exact exists"),
     }
+}
+
+/// "1 neuron", "2 neurons", …
+pub fn counted(neurons: usize) -> String {
+    if neurons == 1 { "1 neuron".into() } else { format!("{neurons} neurons") }
 }
 
 /// The neuron as a formula.

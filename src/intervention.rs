@@ -69,9 +69,9 @@ fn response(spec: &Spec, sae: &Sae, i: &Intervention, features: &HashMap<usize, 
     let domain = Domain::new(range.lo(), range.hi())?;
     let jumps = crate::ridge::split(&expr)?.into_iter().map(|(_, part)| crate::certify::jumps(&part, Domain::line()));
     for at in jumps.collect::<Result<Vec<_>>>()?.concat() {
-        if !domain.contains(at) {
+        if !(domain.lo() < at && at < domain.hi()) {
             return Err(Error::input(format!(
-                "the threshold {at} lies outside of the range {} to {} of pre-activations",
+                "the threshold {at} does not lie inside of the range {} to {} of pre-activations",
                 domain.lo(),
                 domain.hi()
             ))

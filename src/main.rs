@@ -11,7 +11,7 @@ use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, compile_with_progress};
-use neurograft::explain::{explain, figures, formula, short};
+use neurograft::explain::{counted, explain, figures, formula, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::panels::panels;
@@ -65,7 +65,7 @@ enum Command {
 #[derive(clap::Args)]
 struct Fit {
     /// A name of the catalogue (gelu) or an expression in z ("step(z - 2)")
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     target: String,
     /// The activation to build from
     #[arg(long)]
@@ -308,7 +308,7 @@ impl Fit {
     }
 
     fn words(&self, s: &Solution, target: &str) -> String {
-        let mut out = format!("{target} from {} neurons of {}\n", s.stack.neurons.len(), s.stack.source);
+        let mut out = format!("{target} from {} of {}\n", counted(s.stack.neurons.len()), s.stack.source);
         out += &format!("  constant {}\n", s.stack.constant);
         for n in &s.stack.neurons {
             out += &format!("  {}\n", formula(n, &s.stack.source));

@@ -3,7 +3,7 @@
 use crate::certify::{Domain, jumps};
 use crate::compile::Compiled;
 use crate::error::Result;
-use crate::explain::short;
+use crate::explain::{counted, short};
 use crate::report::Panel;
 use crate::solve::Values;
 
@@ -50,9 +50,9 @@ fn panel(c: &crate::derive::ResponseClaim, p: &crate::derive::ResponseProof) -> 
     Ok(Panel {
         title: c.name.clone(),
         subtitle: format!(
-            "{:?}, {} neurons, c(z) = {}",
+            "{:?}, {}, c(z) = {}",
             f.status,
-            c.stack.neurons.len(),
+            counted(c.stack.neurons.len()),
             abbreviated(&c.target.to_string())
         ),
         domain: (lo, hi),

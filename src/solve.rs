@@ -487,7 +487,8 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
     let tails = [Side::Left, Side::Right].map(|side| asymptote(&values, *domain, side));
     let most = budget.neurons.min(MOST_FITTED);
     let counts: Vec<usize> = match budget.tolerance {
-        None => vec![most],
+        // More neurons are not always better (an odd number may fit the knots' parity): small counts cost little.
+        None => [1, 2, 3, 4].into_iter().filter(|n| *n < most).chain([most]).collect(),
         Some(_) => {
             let mut c: Vec<usize> = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32].into_iter().filter(|n| *n < most).collect();
             c.push(most);

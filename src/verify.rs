@@ -6,6 +6,7 @@ use crate::block::Block;
 use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, sha256};
 use crate::derive::{BlockProof, derive};
 use crate::error::{At, Error, Result};
+use crate::tensors::TensorFile;
 
 /// Reads the certificate and the block, derives all bounds anew, and compares them with those in the file.
 ///
@@ -19,7 +20,8 @@ pub fn verify(dir: &Path) -> Result<(CertificateFile, BlockProof)> {
         return Err(Error::disagreement("the weights are not those that the certificate speaks of (SHA-256 differs)")
             .at(place()));
     }
-    let block = Block::read(&path, file.source.clone(), file.form, file.format)?;
+    let tensors = TensorFile::from_bytes(place(), bytes)?;
+    let block = Block::from_safetensors(&tensors, file.source.clone(), file.form, file.format)?;
     if (block.hidden_size(), block.intermediate_size()) != (file.hidden_size, file.intermediate_size) {
         return Err(Error::disagreement("the block's shape is not that in the certificate").at(place()));
     }
