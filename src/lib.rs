@@ -61,6 +61,7 @@ pub mod compile;
 pub mod derive;
 pub mod embedded;
 pub mod error;
+pub mod eval;
 pub mod exact;
 pub mod explain;
 pub mod expr;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 33] = [
+const ORDER: [&str; 34] = [
     "error",
     "interval",
     "rational",
@@ -14,6 +14,7 @@ const ORDER: [&str; 33] = [
     "atom",
     "algebra",
     "expr",
+    "eval",
     "ridge",
     "piecewise",
     "stack",
