@@ -112,7 +112,7 @@ pub struct Figures {
     pub eta: f64,
     /// sup of |φ̂ − φ| − η|z| at distance > δ from every jump; absent where δ = 0
     pub epsilon_outside: Option<f64>,
-    /// how far φ̂ leaves the hull within δ of a jump; absent where δ = 0
+    /// how far φ̂ leaves the hull at distance < δ from a jump; absent where δ = 0
     pub overshoot: Option<f64>,
     /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where there is no such z
     pub leak: Option<f64>,
@@ -159,7 +159,7 @@ pub struct Claim<'a> {
     pub domain: Domain,
     /// δ
     pub delta: f64,
-    /// the tolerance that was asked for on ε
+    /// the tolerance that was asked for on ε, and on η
     pub tolerance: Option<f64>,
 }
 
@@ -187,10 +187,10 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
     let problem = Problem::new(target, &approximation, *domain, shift)?;
     let figures = problem.figures()?;
     let exactness = match ideal {
-        Some(ideal) => problem.exactness(target, &ideal.expr())?,
-        None => problem.exactness(target, &approximation)?,
+        Some(ideal) if is_rounding_of(&exact_stack, ideal, *domain) => problem.exactness(target, &ideal.expr())?,
+        _ => problem.exactness(target, &approximation)?,
     };
-    let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t));
+    let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t && figures.eta <= t));
     let status = match exactness {
         _ if missed => Status::BestEffort,
         Exactness::Everywhere => Status::Exact,
@@ -198,6 +198,33 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
         Exactness::None => Status::Within,
     };
     Ok(Certificate(Figures { status, ..figures }))
+}
+
+/// Can a stack be what rounding makes of an ideal one? An identity of the ideal says nothing about any other stack.
+///
+/// The coarsest format, bf16, rounds by 2^−9 of a number; columns and rows add a little. A bias is rounded as part of
+/// weight·b + bias, where b is a value that the pre-activation takes.
+fn is_rounding_of(stack: &IdealStack, ideal: &IdealStack, domain: Domain) -> bool {
+    let part = BigRational::new(1.into(), 128.into());
+    let reach = if domain.is_bounded() { domain.lo.abs().max(domain.hi.abs()).max(1.0) } else { 64.0 };
+    let reach = BigRational::from_float(reach).expect("finite");
+    let near = |x: &Number, y: &Number, more: BigRational| {
+        (x.exact() - y.exact()).abs() <= (y.exact().abs() + more) * &part
+    };
+    let close = |x: &Number, y: &Number| near(x, y, BigRational::zero());
+    let offset = |x: &Number, y: &Number, slope: &Number| near(x, y, slope.exact().abs() * &reach);
+    let neurons = stack.neurons.iter().zip(&ideal.neurons);
+    stack.source == ideal.source
+        && stack.neurons.len() == ideal.neurons.len()
+        && close(&stack.constant, &ideal.constant)
+        && neurons.into_iter().all(|(s, i)| {
+            let up = match (&s.up, &i.up) {
+                (None, None) => true,
+                (Some((p, q)), Some((ip, iq))) => close(p, ip) && offset(q, iq, ip),
+                _ => false,
+            };
+            up && close(&s.weight, &i.weight) && close(&s.out, &i.out) && offset(&s.bias, &i.bias, &i.weight)
+        })
 }
 
 enum Exactness {
@@ -274,7 +301,7 @@ impl<'a> Problem<'a> {
         let mut parts = Parts::default();
         let zero_set = self.zero_set();
         // Constants of the hull: one-sided limits at special points.
-        let constants = if banded { self.hull_constants(&special)? } else { Vec::new() };
+        let constants = if banded { self.hull_constants(&special) } else { Vec::new() };
         let mut tails = Vec::new();
         for piece in &pieces {
             let mut piece = piece.clone();
@@ -313,9 +340,7 @@ impl<'a> Problem<'a> {
                 }
                 for c in &constants {
                     if &h - &c.at <= self.delta && &c.at - &l <= self.delta {
-                        let form = |v: &BigRational| piece.forms[0].clone().sub(Form::constant(v.clone()));
-                        candidates.push(Candidate { form: form(&c.least), upper: true, lower: false });
-                        candidates.push(Candidate { form: form(&c.greatest), upper: false, lower: true });
+                        candidates.extend(c.candidates(&piece.forms[0]));
                     }
                 }
                 piece.forms.clear();
@@ -323,7 +348,10 @@ impl<'a> Problem<'a> {
                 if in_band { parts.bands.push(stretch) } else { parts.hull.push(stretch) }
             }
         }
-        self.isolated_values(&special, &mut parts)?;
+        self.isolated_values(&constants, &mut parts)?;
+        if banded {
+            self.window_ends(&special, &constants, &mut parts)?;
+        }
 
         // η first: the slope that is left over at infinity.
         let mut eta = 0f64;
@@ -358,7 +386,7 @@ impl<'a> Problem<'a> {
             Figures {
                 status: nil,
                 delta,
-                epsilon: hull.max(overshoot),
+                epsilon: hull.max(overshoot).max(supremum(&parts.ends, eta)),
                 eta,
                 epsilon_outside: Some(outside),
                 overshoot: Some(overshoot),
@@ -380,8 +408,7 @@ impl<'a> Problem<'a> {
             // Only the knots matter then, and `cut` finds those.
             return Ok(Vec::new());
         }
-        let mut points: Vec<BigRational> = self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect();
-        points.extend(self.target_pieces.last().and_then(|p| p.hi.clone()));
+        let mut points = self.knots();
         for piece in &self.target_pieces {
             let smooth = piece.forms[0].as_normal().is_none_or(|n| !n.terms.is_empty() || n.poly.degree() > 1);
             if !smooth {
@@ -417,62 +444,79 @@ impl<'a> Problem<'a> {
     }
 
     /// Limits and values of the target at its special points, enclosed.
-    fn hull_constants(&self, special: &[BigRational]) -> Result<Vec<HullConstant>> {
+    fn hull_constants(&self, special: &[BigRational]) -> Vec<HullConstant> {
         let mut out = Vec::new();
         for at in special {
-            let touching = self
-                .target_pieces
-                .iter()
-                .filter(|p| p.lo.as_ref().is_none_or(|lo| lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= hi));
-            for piece in touching {
-                let value = enclose_at(&piece.forms[0], at);
-                if let (Some(least), Some(greatest)) =
-                    (BigRational::from_float(value.lo()), BigRational::from_float(value.hi()))
-                {
-                    let exact = piece.forms[0].as_normal().and_then(|n| n.exact_value(at));
-                    out.push(match exact {
-                        Some(v) => HullConstant { at: at.clone(), least: v.clone(), greatest: v },
-                        None => HullConstant { at: at.clone(), least, greatest },
-                    });
-                }
+            for piece in self.touching(at) {
+                out.extend(HullConstant::new(&piece.forms[0], at));
             }
         }
-        Ok(out)
+        out
     }
 
-    /// A target may take a value at a knot that neither side approaches; such points are checked one by one.
-    fn isolated_values(&self, special: &[BigRational], parts: &mut Parts) -> Result<()> {
-        let knots: Vec<BigRational> = if self.delta.is_zero() {
-            self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect()
-        } else {
-            special.to_vec()
-        };
+    /// Knots of the target and ends of the domain.
+    fn knots(&self) -> Vec<BigRational> {
+        let right_end = self.target_pieces.last().and_then(|p| p.hi.clone());
+        self.target_pieces.iter().filter_map(|p| p.lo.clone()).chain(right_end).collect()
+    }
+
+    /// A target may take a value at a knot, or at an end of the domain, that no side approaches; such points are checked
+    /// one by one.
+    fn isolated_values(&self, constants: &[HullConstant], parts: &mut Parts) -> Result<()> {
         if self.jumps.is_empty() && !has_conditional(self.target) {
             return Ok(());
         }
-        for at in knots {
-            let mut found = Vec::new();
-            let value = resolve(self.target, Region::Point(&at), &mut found)?;
-            let here = enclose_at(&value, &at);
-            let sides = self
-                .target_pieces
-                .iter()
-                .filter(|p| p.lo.as_ref().is_none_or(|lo| *lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= *hi));
-            let hull = sides.map(|p| enclose_at(&p.forms[0], &at)).reduce(Interval::hull);
-            if hull.is_some_and(|h| here.is_subset(h.inflate(h.mag() * 1e-12))) {
+        for at in self.knots() {
+            let value = resolve(self.target, Region::Point(&at), &mut Vec::new())?;
+            if self.touching(&at).any(|p| vanishes_at(&value.clone().sub(p.forms[0].clone()), &at)) {
                 continue;
             }
-            // Inside a band the hull of both sides is claimed anyway; outside the point itself must be followed.
-            let approximation = resolve(self.approximation, Region::Point(&at), &mut found)?;
-            let form = approximation.sub(value);
-            let stretch = Stretch {
-                lo: at.clone(),
-                hi: at.clone(),
-                candidates: vec![Candidate { form, upper: true, lower: true }],
-            };
+            let near = constants.iter().filter(|c| (&c.at - &at).abs() < self.delta);
+            let stretch = self.point(&at, value, near)?;
             if self.delta.is_zero() { parts.outside.push(stretch) } else { parts.bands.push(stretch) }
         }
         Ok(())
+    }
+
+    /// Where the window of an end of the domain ends on a special point, only the value there and the limit from the
+    /// inside belong to the hull. (Inside the domain continuity of φ̂ carries the neighbours' bound over to such points.)
+    fn window_ends(&self, special: &[BigRational], constants: &[HullConstant], parts: &mut Parts) -> Result<()> {
+        let (lo, hi) = self.domain.ends();
+        for end in [lo, hi].into_iter().flatten() {
+            let mut last = Vec::new();
+            for at in special.iter().filter(|at| (*at - &end).abs() == self.delta) {
+                last.extend(HullConstant::new(&resolve(self.target, Region::Point(at), &mut Vec::new())?, at));
+                let inner = self.target_pieces.iter().find(|p| {
+                    if end < *at { p.hi.as_ref() == Some(at) } else { p.lo.as_ref() == Some(at) }
+                });
+                last.extend(inner.and_then(|p| HullConstant::new(&p.forms[0], at)));
+            }
+            if !last.is_empty() {
+                let value = resolve(self.target, Region::Point(&end), &mut Vec::new())?;
+                let near = constants.iter().filter(|c| (&c.at - &end).abs() < self.delta);
+                parts.ends.push(self.point(&end, value, near.chain(&last))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The single point `at`, where the target has a value and the hull these members.
+    fn point<'c>(
+        &self,
+        at: &BigRational,
+        value: Form,
+        constants: impl Iterator<Item = &'c HullConstant>,
+    ) -> Result<Stretch> {
+        let approximation = resolve(self.approximation, Region::Point(at), &mut Vec::new())?;
+        let mut candidates = vec![Candidate { form: approximation.clone().sub(value), upper: true, lower: true }];
+        constants.for_each(|c| candidates.extend(c.candidates(&approximation)));
+        Ok(Stretch { lo: at.clone(), hi: at.clone(), candidates })
+    }
+
+    fn touching<'p>(&'p self, at: &'p BigRational) -> impl Iterator<Item = &'p Piece> {
+        let touches =
+            move |p: &&Piece| p.lo.as_ref().is_none_or(|lo| lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= hi);
+        self.target_pieces.iter().filter(touches)
     }
 
     /// Where the target is identically 0.
@@ -519,6 +563,16 @@ impl<'a> Problem<'a> {
             }
             result = Exactness::OutsideBands;
         }
+        // Single points, where the target may have a value of its own.
+        for at in self.knots().into_iter().filter(|_| has_conditional(target)) {
+            let [a, b] = [candidate, target].map(|e| resolve(e, Region::Point(&at), &mut Vec::new()));
+            if !vanishes_at(&a?.sub(b?), &at) {
+                if !self.in_band(&at) {
+                    return Ok(Exactness::None);
+                }
+                result = Exactness::OutsideBands;
+            }
+        }
         Ok(result)
     }
 }
@@ -564,10 +618,36 @@ fn enclose_at(form: &Form, at: &BigRational) -> Interval {
     Program::new(form, at).value(enclose(at))
 }
 
+/// Is a form known to be 0 at a point?
+fn vanishes_at(form: &Form, at: &BigRational) -> bool {
+    form.as_normal().is_some_and(|n| n.is_zero() || n.exact_value(at).is_some_and(|v| v.is_zero()))
+}
+
 struct HullConstant {
     at: BigRational,
     least: BigRational,
     greatest: BigRational,
+}
+
+impl HullConstant {
+    /// A form's value at a point, exactly or enclosed; `None` if it is not finite.
+    fn new(form: &Form, at: &BigRational) -> Option<Self> {
+        if let Some(v) = form.as_normal().and_then(|n| n.exact_value(at)) {
+            return Some(HullConstant { at: at.clone(), least: v.clone(), greatest: v });
+        }
+        let value = enclose_at(form, at);
+        let (least, greatest) = (BigRational::from_float(value.lo())?, BigRational::from_float(value.hi())?);
+        Some(HullConstant { at: at.clone(), least, greatest })
+    }
+
+    /// φ̂ minus the constant: its least value bounds from above, its greatest from below.
+    fn candidates(&self, approximation: &Form) -> [Candidate; 2] {
+        let form = |v: &BigRational| approximation.clone().sub(Form::constant(v.clone()));
+        [
+            Candidate { form: form(&self.least), upper: true, lower: false },
+            Candidate { form: form(&self.greatest), upper: false, lower: true },
+        ]
+    }
 }
 
 struct ZeroSet {
@@ -620,6 +700,8 @@ struct Parts {
     hull: Vec<Stretch>,
     /// distance from the hull in the bands
     bands: Vec<Stretch>,
+    /// distance from the hull at ends of the domain
+    ends: Vec<Stretch>,
     /// |φ̂| where φ vanishes
     leak: Vec<Stretch>,
     leak_seen: bool,
@@ -923,7 +1005,7 @@ impl Tail {
                 })
             })
             .collect::<Result<_>>()?;
-        // Far enough that every atom's argument is beyond `reach`, and |z|^j·e^(−|a z|) decreases for j ≤ 4.
+        // Far enough that every atom's argument is beyond `reach`, and |z|^j·e^(−|a z|) decreases for all powers j that occur.
         let sign = if side == Side::Left { -1.0 } else { 1.0 };
         let edge = match side {
             Side::Left => piece.hi.as_ref().map_or(0.0, |z| (-enclose(z)).hi()),
@@ -931,10 +1013,11 @@ impl Tail {
         };
         let mut start = edge.max(0.0) + 1.0;
         for n in &normals {
-            for atom in n.terms.keys().filter(|t| !t.a.is_zero()) {
+            for (atom, coefficient) in n.terms.iter().filter(|(t, _)| !t.a.is_zero()) {
+                let degree = coefficient.degree().max(8) as f64;
                 let far = if atom.kind == crate::atom::Kind::Recip { TAIL_ARGUMENT_RECIPROCAL } else { reach };
                 let (a, b) = (enclose(&atom.a).mig().max(f64::MIN_POSITIVE), enclose(&atom.b).mag());
-                start = start.max((far + b) / a).max(8.0 / a);
+                start = start.max((far + b) / a).max(degree / a);
             }
         }
         start *= 1.0 + 1e-9;
