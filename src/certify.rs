@@ -98,6 +98,13 @@ pub enum Status {
     BestEffort,
 }
 
+impl Status {
+    /// `Exact` or `ExactOutside`
+    pub fn is_exact(self) -> bool {
+        matches!(self, Status::Exact | Status::ExactOutside)
+    }
+}
+
 /// The figures of a certificate, as they stand in a file: a claim, until a certifier has derived it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,10 +193,13 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
     let shift = BigRational::from_float(*delta).expect("finite");
     let problem = Problem::new(target, &approximation, *domain, shift)?;
     let figures = problem.figures()?;
-    let exactness = match ideal {
-        Some(ideal) if is_rounding_of(&exact_stack, ideal, *domain) => problem.exactness(target, &ideal.expr())?,
-        _ => problem.exactness(target, &approximation)?,
-    };
+    // The stack may be exact itself; else it is as exact as what it was rounded from.
+    let mut exactness = problem.exactness(target, &approximation)?;
+    if let (Exactness::None, Some(ideal)) = (&exactness, ideal)
+        && is_rounding_of(&exact_stack, ideal, *domain)
+    {
+        exactness = problem.exactness(target, &ideal.expr())?;
+    }
     let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t && figures.eta <= t));
     let status = match exactness {
         _ if missed => Status::BestEffort,
@@ -208,9 +218,8 @@ fn is_rounding_of(stack: &IdealStack, ideal: &IdealStack, domain: Domain) -> boo
     let part = BigRational::new(1.into(), 128.into());
     let reach = if domain.is_bounded() { domain.lo.abs().max(domain.hi.abs()).max(1.0) } else { 64.0 };
     let reach = BigRational::from_float(reach).expect("finite");
-    let near = |x: &Number, y: &Number, more: BigRational| {
-        (x.exact() - y.exact()).abs() <= (y.exact().abs() + more) * &part
-    };
+    let near =
+        |x: &Number, y: &Number, more: BigRational| (x.exact() - y.exact()).abs() <= (y.exact().abs() + more) * &part;
     let close = |x: &Number, y: &Number| near(x, y, BigRational::zero());
     let offset = |x: &Number, y: &Number, slope: &Number| near(x, y, slope.exact().abs() * &reach);
     let neurons = stack.neurons.iter().zip(&ideal.neurons);
@@ -486,9 +495,10 @@ impl<'a> Problem<'a> {
             let mut last = Vec::new();
             for at in special.iter().filter(|at| (*at - &end).abs() == self.delta) {
                 last.extend(HullConstant::new(&resolve(self.target, Region::Point(at), &mut Vec::new())?, at));
-                let inner = self.target_pieces.iter().find(|p| {
-                    if end < *at { p.hi.as_ref() == Some(at) } else { p.lo.as_ref() == Some(at) }
-                });
+                let inner = self
+                    .target_pieces
+                    .iter()
+                    .find(|p| if end < *at { p.hi.as_ref() == Some(at) } else { p.lo.as_ref() == Some(at) });
                 last.extend(inner.and_then(|p| HullConstant::new(&p.forms[0], at)));
             }
             if !last.is_empty() {
@@ -692,6 +702,30 @@ struct Stretch {
     candidates: Vec<Candidate>,
 }
 
+impl Stretch {
+    /// The same with η|z| taken off: a line on either side of 0, so that what grows like η|z| cancels exactly. (Bounded
+    /// apart, η|z| would leave a plateau that takes boxes without end.)
+    fn tilted(&self, eta: f64) -> Vec<Stretch> {
+        let eta = BigRational::from_float(eta).expect("finite");
+        let zero = BigRational::zero();
+        let mut ends = vec![self.lo.clone(), self.hi.clone()];
+        if self.lo < zero && zero < self.hi {
+            ends.insert(1, zero.clone());
+        }
+        let part = |e: &[BigRational]| {
+            let slope = if e[1] <= zero { -&eta } else { eta.clone() };
+            let line = |slope: BigRational| Form::Normal(Poly::line(slope, zero.clone()).into());
+            let tilt = |c: &Candidate| {
+                let up = Candidate { form: c.form.clone().sub(line(slope.clone())), upper: true, lower: false };
+                let down = Candidate { form: c.form.clone().sub(line(-&slope)), upper: false, lower: true };
+                [c.upper.then_some(up), c.lower.then_some(down)].into_iter().flatten()
+            };
+            Stretch { lo: e[0].clone(), hi: e[1].clone(), candidates: self.candidates.iter().flat_map(tilt).collect() }
+        };
+        ends.windows(2).map(part).collect()
+    }
+}
+
 #[derive(Default)]
 struct Parts {
     /// |φ̂ − φ| off the bands
@@ -709,12 +743,16 @@ struct Parts {
 
 /// Upper bound of max(0, sup over the stretches of max(min_upper F, min_lower −F) − η|z|).
 fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
-    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new(), eta };
+    let tilted: Vec<Stretch>;
+    let stretches = if eta == 0.0 {
+        stretches
+    } else {
+        tilted = stretches.iter().flat_map(|s| s.tilted(eta)).collect();
+        &tilted
+    };
+    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new() };
     for s in stretches {
-        let (mut up_done, mut down_done) = (false, false);
-        if eta == 0.0 {
-            (up_done, down_done) = search.exact_side(s);
-        }
+        let (up_done, down_done) = search.exact_side(s);
         if !(up_done && down_done) {
             search.add(s, !up_done, !down_done);
         }
@@ -762,7 +800,6 @@ struct Search {
     exact: f64,
     heap: BinaryHeap<Box1>,
     sections: Vec<Section>,
-    eta: f64,
 }
 
 impl Search {
@@ -830,9 +867,8 @@ impl Search {
             }
         }
         for side in [up, down] {
-            let attained = side - self.eta * z.abs();
-            if attained.is_finite() && attained > self.best {
-                self.best = attained;
+            if side.is_finite() && side > self.best {
+                self.best = side;
             }
         }
         values
@@ -857,12 +893,10 @@ impl Search {
                 down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
             }
         }
-        let allowance = mul_down_nonnegative(self.eta, z.mig());
         let mut bound = f64::NEG_INFINITY;
         for (wanted, side) in [(wanted_up, up), (wanted_down, down)] {
             if wanted {
                 // NaN must not look small.
-                let side = (Interval::point(side) - Interval::point(allowance)).hi();
                 bound = if side.is_nan() { f64::INFINITY } else { bound.max(side) };
             }
         }
@@ -898,11 +932,6 @@ impl Search {
         }
         settled
     }
-}
-
-/// A lower bound of a·b for a, b ≥ 0.
-fn mul_down_nonnegative(a: f64, b: f64) -> f64 {
-    (Interval::point(a) * Interval::point(b)).lo().max(0.0)
 }
 
 /// By how much a function can exceed the larger, or undercut the smaller, of its end values on the box.

@@ -182,8 +182,10 @@ impl<'a> Judge<'a> {
     fn outside_hull(&self, z: &Big, y: &Big, delta: f64, allowed: &Big) -> Big {
         let (l, h) = self.window(z, delta);
         let excess = |s: &[(Big, Big)]| {
-            let least = s.iter().map(|p| &p.1).fold(None::<&Big>, |m, v| Some(m.map_or(v, |m| if v < m { v } else { m })));
-            let most = s.iter().map(|p| &p.1).fold(None::<&Big>, |m, v| Some(m.map_or(v, |m| if v > m { v } else { m })));
+            let least =
+                s.iter().map(|p| &p.1).fold(None::<&Big>, |m, v| Some(m.map_or(v, |m| if v < m { v } else { m })));
+            let most =
+                s.iter().map(|p| &p.1).fold(None::<&Big>, |m, v| Some(m.map_or(v, |m| if v > m { v } else { m })));
             (least.unwrap() - y).max(&(y - most.unwrap()))
         };
         let mut samples = self.samples(&l, &h, 12);
@@ -219,7 +221,10 @@ impl<'a> Judge<'a> {
         let bound = Big::exact(f.epsilon) + &relative;
         let say = |what: &str, seen: &Big, claimed: f64| {
             let (y, p) = (y.to_f64(), phi.to_f64());
-            Err(format!("{what} at z = {z:e}: {:e} where {claimed:e} is claimed; block {y:e}, target {p:e}", seen.to_f64()))
+            Err(format!(
+                "{what} at z = {z:e}: {:e} where {claimed:e} is claimed; block {y:e}, target {p:e}",
+                seen.to_f64()
+            ))
         };
         if plain > bound {
             if f.delta == 0.0 {
@@ -266,7 +271,12 @@ impl<'a> Judge<'a> {
                     }
                     Some(leak) if y.abs() > Big::exact(leak) + &relative => {
                         // A lone zero of a smooth target is no zero set.
-                        if f.delta > 0.0 || self.samples(&(zb.clone() - Big::exact(1e-6)), &(zb.clone() + Big::exact(1e-6)), 4).iter().all(|s| s.1 == 0.0) {
+                        if f.delta > 0.0
+                            || self
+                                .samples(&(zb.clone() - Big::exact(1e-6)), &(zb.clone() + Big::exact(1e-6)), 4)
+                                .iter()
+                                .all(|s| s.1 == 0.0)
+                        {
                             return say("leak", &y.abs(), leak);
                         }
                     }
@@ -310,7 +320,10 @@ impl<'a> Judge<'a> {
     fn check_all(&self, f: &Figures, extra: &[f64]) -> Result<(), String> {
         for z in self.points(f.delta, extra) {
             self.check(z, f).map_err(|e| {
-                format!("{e}\n  target {}\n  stack {:?}\n  domain {:?}\n  figures {f:?}", self.target, self.stack, self.domain)
+                format!(
+                    "{e}\n  target {}\n  stack {:?}\n  domain {:?}\n  figures {f:?}",
+                    self.target, self.stack, self.domain
+                )
             })?;
         }
         Ok(())
@@ -320,9 +333,33 @@ impl<'a> Judge<'a> {
 // -------------------------------------------------------------------------------------------------------- strategies
 
 const ACTIVATIONS: [&str; 27] = [
-    "relu", "leaky_relu", "leaky_relu:0.2", "relu2", "relu6", "hardtanh", "hardsigmoid", "hardswish", "silu", "swish:3/2",
-    "swish:0.3", "gelu", "gelu_tanh", "quick_gelu", "mish", "softplus", "elu", "elu:1/3", "selu", "celu:2", "celu", "sigmoid",
-    "tanh", "softsign", "abs", "identity", "swish:7",
+    "relu",
+    "leaky_relu",
+    "leaky_relu:0.2",
+    "relu2",
+    "relu6",
+    "hardtanh",
+    "hardsigmoid",
+    "hardswish",
+    "silu",
+    "swish:3/2",
+    "swish:0.3",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "mish",
+    "softplus",
+    "elu",
+    "elu:1/3",
+    "selu",
+    "celu:2",
+    "celu",
+    "sigmoid",
+    "tanh",
+    "softsign",
+    "abs",
+    "identity",
+    "swish:7",
 ];
 
 fn name() -> impl Strategy<Value = &'static str> {
@@ -375,7 +412,8 @@ fn part(smooth: bool) -> BoxedStrategy<String> {
 fn target(smooth: bool) -> impl Strategy<Value = Expr> {
     let term = (prop::sample::select(vec![1.0, -1.0, 0.5, -2.0, 3.0]), part(smooth));
     prop::collection::vec(term, 1..=3).prop_map(|terms| {
-        let text: Vec<String> = terms.into_iter().map(|(k, p)| if k == 1.0 { p } else { format!("{k} * ({p})") }).collect();
+        let text: Vec<String> =
+            terms.into_iter().map(|(k, p)| if k == 1.0 { p } else { format!("{k} * ({p})") }).collect();
         let text = text.join(" + ");
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
     })
@@ -385,7 +423,13 @@ fn target(smooth: bool) -> impl Strategy<Value = Expr> {
 fn weight(lo: i32, hi: i32) -> impl Strategy<Value = f64> {
     (lo..=hi, 0..8u32, any::<bool>(), 0..40u32).prop_map(|(e, m, negative, zero)| {
         let x = 2f64.powi(e) * (1.0 + f64::from(m) / 8.0);
-        if zero == 0 { 0.0 } else if negative { -x } else { x }
+        if zero == 0 {
+            0.0
+        } else if negative {
+            -x
+        } else {
+            x
+        }
     })
 }
 
@@ -428,7 +472,7 @@ fn acceptable(e: &neurograft::Error) -> bool {
 }
 
 proptest! {
-    #![proptest_config(config(220))]
+    #![proptest_config(config(700))]
     #[test]
     fn what_is_certified_holds(
         target in target(false), stack in stack(), domain in domain(),
@@ -502,7 +546,7 @@ fn fast(e: &Expr, z: f64) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(config(160))]
+    #![proptest_config(config(300))]
     #[test]
     fn bounds_are_tight(
         target in target(true), stack in stack(),
@@ -527,7 +571,7 @@ proptest! {
 // ----------------------------------------------------------------------------------------------------------- solver
 
 proptest! {
-    #![proptest_config(config(40))]
+    #![proptest_config(config(60))]
     #[test]
     fn solutions_keep_to_their_budget(
         target in prop::sample::select(vec![
@@ -552,11 +596,7 @@ proptest! {
         let domain = Domain::new(wide.0, wide.1).unwrap();
         let budget = Budget { neurons, max_weight, max_out, tolerance, band: 0.125, constant };
         let request = Request { target: &expr, source: &activation, form, format, domain, budget };
-        let t0 = std::time::Instant::now();
-        if std::env::var("DBG").is_ok() { eprintln!("START {target} from {source} {form} {format} {budget:?} {domain:?}"); }
-        let solved = solve(&request);
-        if std::env::var("DBG").is_ok() { eprintln!("   {:?}", t0.elapsed()); }
-        match solved {
+        match solve(&request) {
             Err(e) => prop_assert!(e.is_unsupported(), "{target} from {source}: {e}"),
             Ok(s) => {
                 let about = format!("{target} from {source} {form} {format} {budget:?} {domain:?}\n{s:?}");
@@ -581,7 +621,7 @@ proptest! {
                     prop_assert!(f.epsilon <= unit * (1.0 + reach) * (1.0 + reach), "{}", about);
                 }
                 if let Some(t) = tolerance {
-                    prop_assert_eq!(f.status == Status::BestEffort, !(f.epsilon <= t), "{}", about);
+                    prop_assert_eq!(f.status == Status::BestEffort, !(f.epsilon <= t && f.eta <= t), "{}", about);
                 }
             }
         }
@@ -608,7 +648,7 @@ fn many() -> impl Strategy<Value = Expr> {
 }
 
 proptest! {
-    #![proptest_config(config(120))]
+    #![proptest_config(config(200))]
     #[test]
     fn split_parts_add_up(e in many(), z in prop::collection::vec(-9.0..9.0f64, 3)) {
         let z: Vec<Big> = z.into_iter().map(Big::exact).collect();
@@ -724,6 +764,39 @@ fn tails_of_high_powers() {
             judge.check(z, c.figures()).unwrap();
         }
     }
+}
+
+/// A limit that the format does not have: the number below it must be found, whatever the format's spacing.
+#[test]
+fn limits_between_numbers_of_the_format() {
+    let target: Expr = "abs(z) - 1/3".parse().unwrap();
+    for format in [Format::F16, Format::Bf16] {
+        let budget = Budget { neurons: 4, max_weight: 0.7, max_out: 9.7, constant: false, ..Budget::default() };
+        let source = "relu2".parse().unwrap();
+        let domain = Domain::new(-20.0, 40.0).unwrap();
+        let s =
+            solve(&Request { target: &target, source: &source, form: Form::Plain, format, domain, budget }).unwrap();
+        assert!(s.stack.neurons.iter().all(|n| n.weight.abs() <= 0.7), "{:?}", s.stack);
+    }
+}
+
+/// Without a bound on z an error that grows with |z| meets no tolerance on the error.
+#[test]
+fn relative_errors_miss_absolute_tolerances() {
+    let target: Expr = "gelu(z)".parse().unwrap();
+    let stack = plain("tanh", 0.0, &[(1.0, 0.0, 1.0)]);
+    let claim = Claim {
+        target: &target,
+        stack: &stack,
+        ideal: None,
+        domain: Domain::line(),
+        delta: 0.0,
+        tolerance: Some(10.0),
+    };
+    assert_eq!(certify(&claim).unwrap().status(), Status::Within);
+    let claim = Claim { tolerance: Some(0.9), ..claim };
+    let f = certify(&claim).unwrap().figures().clone();
+    assert!(f.eta == 1.0 && f.status == Status::BestEffort, "{f:?}");
 }
 
 /// An exact ideal says nothing about a stack that is not its rounding.

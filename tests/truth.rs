@@ -68,13 +68,25 @@ impl Term<'_> {
         match self.kind {
             "ablate_relu" | "one_sided" => -z.max(0.0),
             "ablate_jumprelu" => -a,
-            "clamp_when_active" => if on { v - z } else { 0.0 },
+            "clamp_when_active" => {
+                if on {
+                    v - z
+                } else {
+                    0.0
+                }
+            }
             "clamp_always" => v - a,
             "cap" => -(a - v).max(0.0),
             "floor_always" => (v - a).max(0.0),
             "scale" => (v - 1.0) * a,
             "add" => v,
-            "add_when_active" => if on { v } else { 0.0 },
+            "add_when_active" => {
+                if on {
+                    v
+                } else {
+                    0.0
+                }
+            }
             kind => panic!("{kind}"),
         }
     }
@@ -161,7 +173,8 @@ fn allowance(c: &Compiled, terms: &[Term], x: &[f64]) -> f64 {
         let f = t.feature;
         let size: f64 = f.w.iter().chain(&f.d).map(|w| w.abs()).zip(x.iter().cycle()).map(|(w, x)| w * x.abs()).sum();
         let length = dot(&f.d, &f.d).sqrt();
-        total += (2.0 * (d + 1.0) * U * (size + f.b.abs()) + 4.0 * U * t.c(t.z(x)).abs() + 4.0 * U * t.value.abs()) * length;
+        total +=
+            (2.0 * (d + 1.0) * U * (size + f.b.abs()) + 4.0 * U * t.c(t.z(x)).abs() + 4.0 * U * t.value.abs()) * length;
     }
     total
 }
@@ -249,8 +262,16 @@ fn check(d: &Data, case: &str, terms: &[Term], host: Host) -> Row {
 }
 
 const KINDS: [&str; 10] = [
-    "ablate_relu", "ablate_jumprelu", "clamp_when_active", "clamp_always", "cap", "floor_always", "one_sided", "scale",
-    "add", "add_when_active",
+    "ablate_relu",
+    "ablate_jumprelu",
+    "clamp_when_active",
+    "clamp_always",
+    "cap",
+    "floor_always",
+    "one_sided",
+    "scale",
+    "add",
+    "add_when_active",
 ];
 
 fn of_case<'a>(d: &'a Data, name: &'a str) -> Vec<Term<'a>> {
@@ -316,7 +337,13 @@ fn judge(rows: &[Row]) {
         assert!(r.largest <= r.certified + r.arithmetic, "{}", r.case);
         assert!(r.certified.is_finite() && r.neurons > 0 || r.case.starts_with("add"), "{}", r.case);
         // The allowance must not be what makes the comparison succeed.
-        assert!(r.arithmetic <= 0.05 * r.certified || r.arithmetic < 1e-6, "{} {:?}: {:e}", r.case, r.host, r.arithmetic);
+        assert!(
+            r.arithmetic <= 0.05 * r.certified || r.arithmetic < 1e-6,
+            "{} {:?}: {:e}",
+            r.case,
+            r.host,
+            r.arithmetic
+        );
         let active = r.active > 0 || r.case == "cap";
         assert!(active, "{}: nothing was tried", r.case);
     }
