@@ -97,6 +97,13 @@ pub enum Status {
     BestEffort,
 }
 
+impl Status {
+    /// `Exact` or `ExactOutside`
+    pub fn is_exact(self) -> bool {
+        matches!(self, Status::Exact | Status::ExactOutside)
+    }
+}
+
 /// The figures of a certificate, as they stand in a file: a claim, until a certifier has derived it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,7 +118,7 @@ pub struct Figures {
     pub eta: f64,
     /// sup of |φ̂ − φ| − η|z| at distance > δ from every jump; absent where δ = 0
     pub epsilon_outside: Option<f64>,
-    /// how far φ̂ leaves the hull within δ of a jump; absent where δ = 0
+    /// how far φ̂ leaves the hull at distance < δ from a jump; absent where δ = 0
     pub overshoot: Option<f64>,
     /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where there is no such z
     pub leak: Option<f64>,
@@ -158,7 +165,7 @@ pub struct Claim<'a> {
     pub domain: Domain,
     /// δ
     pub delta: f64,
-    /// the tolerance that was asked for on ε
+    /// the tolerance that was asked for on ε, and on η
     pub tolerance: Option<f64>,
 }
 
@@ -185,11 +192,14 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
     let shift = Rational::from_float(*delta).expect("finite");
     let problem = Problem::new(target, &approximation, *domain, shift)?;
     let figures = problem.figures()?;
-    let exactness = match ideal {
-        Some(ideal) => problem.exactness(target, &ideal.expr())?,
-        None => problem.exactness(target, &approximation)?,
-    };
-    let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t));
+    // The stack may be exact itself; else it is as exact as what it was rounded from.
+    let mut exactness = problem.exactness(target, &approximation)?;
+    if let (Exactness::None, Some(ideal)) = (&exactness, ideal)
+        && is_rounding_of(&exact_stack, ideal, *domain)
+    {
+        exactness = problem.exactness(target, &ideal.expr())?;
+    }
+    let missed = tolerance.is_some_and(|t| !(figures.epsilon <= t && figures.eta <= t));
     let status = match exactness {
         _ if missed => Status::BestEffort,
         Exactness::Everywhere => Status::Exact,
@@ -197,6 +207,32 @@ pub fn certify(claim: &Claim<'_>) -> Result<Certificate> {
         Exactness::None => Status::Within,
     };
     Ok(Certificate(Figures { status, ..figures }))
+}
+
+/// Can a stack be what rounding makes of an ideal one? An identity of the ideal says nothing about any other stack.
+///
+/// The coarsest format, bf16, rounds by 2^−9 of a number; columns and rows add a little. A bias is rounded as part of
+/// weight·b + bias, where b is a value that the pre-activation takes.
+fn is_rounding_of(stack: &IdealStack, ideal: &IdealStack, domain: Domain) -> bool {
+    let part = Rational::new(1, 128);
+    let reach = if domain.is_bounded() { domain.lo.abs().max(domain.hi.abs()).max(1.0) } else { 64.0 };
+    let reach = Rational::from_float(reach).expect("finite");
+    let near =
+        |x: &Number, y: &Number, more: Rational| (x.exact() - y.exact()).abs() <= (y.exact().abs() + more) * &part;
+    let close = |x: &Number, y: &Number| near(x, y, Rational::zero());
+    let offset = |x: &Number, y: &Number, slope: &Number| near(x, y, slope.exact().abs() * &reach);
+    let neurons = stack.neurons.iter().zip(&ideal.neurons);
+    stack.source == ideal.source
+        && stack.neurons.len() == ideal.neurons.len()
+        && close(&stack.constant, &ideal.constant)
+        && neurons.into_iter().all(|(s, i)| {
+            let up = match (&s.up, &i.up) {
+                (None, None) => true,
+                (Some((p, q)), Some((ip, iq))) => close(p, ip) && offset(q, iq, ip),
+                _ => false,
+            };
+            up && close(&s.weight, &i.weight) && close(&s.out, &i.out) && offset(&s.bias, &i.bias, &i.weight)
+        })
 }
 
 enum Exactness {
@@ -273,7 +309,7 @@ impl<'a> Problem<'a> {
         let mut parts = Parts::default();
         let zero_set = self.zero_set();
         // Constants of the hull: one-sided limits at special points.
-        let constants = if banded { self.hull_constants(&special)? } else { Vec::new() };
+        let constants = if banded { self.hull_constants(&special) } else { Vec::new() };
         let mut tails = Vec::new();
         for piece in &pieces {
             let mut piece = piece.clone();
@@ -312,9 +348,7 @@ impl<'a> Problem<'a> {
                 }
                 for c in &constants {
                     if &h - &c.at <= self.delta && &c.at - &l <= self.delta {
-                        let form = |v: &Rational| piece.forms[0].clone().minus(Form::constant(v.clone()));
-                        candidates.push(Candidate { form: form(&c.least), upper: true, lower: false });
-                        candidates.push(Candidate { form: form(&c.greatest), upper: false, lower: true });
+                        candidates.extend(c.candidates(&piece.forms[0]));
                     }
                 }
                 piece.forms.clear();
@@ -322,7 +356,10 @@ impl<'a> Problem<'a> {
                 if in_band { parts.bands.push(stretch) } else { parts.hull.push(stretch) }
             }
         }
-        self.isolated_values(&special, &mut parts)?;
+        self.isolated_values(&constants, &mut parts)?;
+        if banded {
+            self.window_ends(&special, &constants, &mut parts)?;
+        }
 
         // η first: the slope that is left over at infinity.
         let mut eta = 0f64;
@@ -357,7 +394,7 @@ impl<'a> Problem<'a> {
             Figures {
                 status: nil,
                 delta,
-                epsilon: hull.max(overshoot),
+                epsilon: hull.max(overshoot).max(supremum(&parts.ends, eta)),
                 eta,
                 epsilon_outside: Some(outside),
                 overshoot: Some(overshoot),
@@ -379,8 +416,7 @@ impl<'a> Problem<'a> {
             // Only the knots matter then, and `cut` finds those.
             return Ok(Vec::new());
         }
-        let mut points: Vec<Rational> = self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect();
-        points.extend(self.target_pieces.last().and_then(|p| p.hi.clone()));
+        let mut points = self.knots();
         for piece in &self.target_pieces {
             let smooth = piece.forms[0].as_normal().is_none_or(|n| !n.terms.is_empty() || n.poly.degree() > 1);
             if !smooth {
@@ -416,62 +452,86 @@ impl<'a> Problem<'a> {
     }
 
     /// Limits and values of the target at its special points, enclosed.
-    fn hull_constants(&self, special: &[Rational]) -> Result<Vec<HullConstant>> {
+    fn hull_constants(&self, special: &[Rational]) -> Vec<HullConstant> {
         let mut out = Vec::new();
         for at in special {
-            let touching = self
-                .target_pieces
-                .iter()
-                .filter(|p| p.lo.as_ref().is_none_or(|lo| lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= hi));
-            for piece in touching {
-                let value = enclose_at(&piece.forms[0], at);
-                if let (Some(least), Some(greatest)) =
-                    (Rational::from_float(value.lo()), Rational::from_float(value.hi()))
-                {
-                    let exact = piece.forms[0].as_normal().and_then(|n| n.exact_value(at));
-                    out.push(match exact {
-                        Some(v) => HullConstant { at: at.clone(), least: v.clone(), greatest: v },
-                        None => HullConstant { at: at.clone(), least, greatest },
-                    });
-                }
+            for piece in self.touching(at) {
+                out.extend(HullConstant::new(&piece.forms[0], at));
             }
         }
-        Ok(out)
+        out
     }
 
-    /// A target may take a value at a knot that neither side approaches; such points are checked one by one.
-    fn isolated_values(&self, special: &[Rational], parts: &mut Parts) -> Result<()> {
-        let knots: Vec<Rational> = if self.delta.is_zero() {
-            self.target_pieces.iter().filter_map(|p| p.lo.clone()).collect()
-        } else {
-            special.to_vec()
-        };
+    /// Knots of the target and ends of the domain.
+    fn knots(&self) -> Vec<Rational> {
+        let right_end = self.target_pieces.last().and_then(|p| p.hi.clone());
+        self.target_pieces.iter().filter_map(|p| p.lo.clone()).chain(right_end).collect()
+    }
+
+    /// A target may take a value at a knot, or at an end of the domain, that no side approaches; such points are checked
+    /// one by one.
+    fn isolated_values(&self, constants: &[HullConstant], parts: &mut Parts) -> Result<()> {
         if self.jumps.is_empty() && !has_conditional(self.target) {
             return Ok(());
         }
-        for at in knots {
-            let mut found = Vec::new();
-            let value = resolve(self.target, Region::Point(&at), &mut found)?;
-            let here = enclose_at(&value, &at);
-            let sides = self
-                .target_pieces
-                .iter()
-                .filter(|p| p.lo.as_ref().is_none_or(|lo| *lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= *hi));
-            let hull = sides.map(|p| enclose_at(&p.forms[0], &at)).reduce(Interval::hull);
-            if hull.is_some_and(|h| here.is_subset(h.inflate(h.mag() * 1e-12))) {
+        for at in self.knots() {
+            let value = resolve(self.target, Region::Point(&at), &mut Vec::new())?;
+            if self.touching(&at).any(|p| vanishes_at(&value.clone().minus(p.forms[0].clone()), &at)) {
                 continue;
             }
-            // Inside a band the hull of both sides is claimed anyway; outside the point itself must be followed.
-            let approximation = resolve(self.approximation, Region::Point(&at), &mut found)?;
-            let form = approximation.minus(value);
-            let stretch = Stretch {
-                lo: at.clone(),
-                hi: at.clone(),
-                candidates: vec![Candidate { form, upper: true, lower: true }],
-            };
-            if self.delta.is_zero() { parts.outside.push(stretch) } else { parts.bands.push(stretch) }
+            let near = constants.iter().filter(|c| (&c.at - &at).abs() < self.delta);
+            let hull = self.point(&at, value, near)?;
+            if self.in_band(&at) {
+                parts.bands.push(hull);
+            } else {
+                let own = vec![hull.candidates[0].clone()];
+                parts.outside.push(Stretch { lo: at.clone(), hi: at.clone(), candidates: own });
+                parts.hull.push(hull);
+            }
         }
         Ok(())
+    }
+
+    /// Where the window of an end of the domain ends on a special point, only the value there and the limit from the
+    /// inside belong to the hull. (Inside the domain continuity of φ̂ carries the neighbours' bound over to such points.)
+    fn window_ends(&self, special: &[Rational], constants: &[HullConstant], parts: &mut Parts) -> Result<()> {
+        let (lo, hi) = self.domain.ends();
+        for end in [lo, hi].into_iter().flatten() {
+            let mut last = Vec::new();
+            for at in special.iter().filter(|at| (*at - &end).abs() == self.delta) {
+                last.extend(HullConstant::new(&resolve(self.target, Region::Point(at), &mut Vec::new())?, at));
+                let inner = self
+                    .target_pieces
+                    .iter()
+                    .find(|p| if end < *at { p.hi.as_ref() == Some(at) } else { p.lo.as_ref() == Some(at) });
+                last.extend(inner.and_then(|p| HullConstant::new(&p.forms[0], at)));
+            }
+            if !last.is_empty() {
+                let value = resolve(self.target, Region::Point(&end), &mut Vec::new())?;
+                let near = constants.iter().filter(|c| (&c.at - &end).abs() < self.delta);
+                parts.ends.push(self.point(&end, value, near.chain(&last))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The single point `at`, where the target has a value and the hull these members.
+    fn point<'c>(
+        &self,
+        at: &Rational,
+        value: Form,
+        constants: impl Iterator<Item = &'c HullConstant>,
+    ) -> Result<Stretch> {
+        let approximation = resolve(self.approximation, Region::Point(at), &mut Vec::new())?;
+        let mut candidates = vec![Candidate { form: approximation.clone().minus(value), upper: true, lower: true }];
+        constants.for_each(|c| candidates.extend(c.candidates(&approximation)));
+        Ok(Stretch { lo: at.clone(), hi: at.clone(), candidates })
+    }
+
+    fn touching<'p>(&'p self, at: &'p Rational) -> impl Iterator<Item = &'p Piece> {
+        let touches =
+            move |p: &&Piece| p.lo.as_ref().is_none_or(|lo| lo <= at) && p.hi.as_ref().is_none_or(|hi| at <= hi);
+        self.target_pieces.iter().filter(touches)
     }
 
     /// Where the target is identically 0.
@@ -504,6 +564,15 @@ impl<'a> Problem<'a> {
         let edges: Vec<Rational> = self.jumps.iter().flat_map(|j| [j - &self.delta, j + &self.delta]).collect();
         let (pieces, _) = cut(&[candidate, target], lo.as_ref(), hi.as_ref(), &edges)?;
         let mut result = Exactness::Everywhere;
+        for at in if has_conditional(target) { self.knots() } else { Vec::new() } {
+            let [value, wanted] = [candidate, target].map(|e| resolve(e, Region::Point(&at), &mut Vec::new()));
+            if !vanishes_at(&value?.minus(wanted?), &at) {
+                if !self.in_band(&at) {
+                    return Ok(Exactness::None);
+                }
+                result = Exactness::OutsideBands;
+            }
+        }
         for piece in pieces {
             let [a, b] = &piece.forms[..] else { unreachable!("two expressions were cut") };
             if a.clone().minus(b.clone()).is_zero() {
@@ -517,6 +586,16 @@ impl<'a> Problem<'a> {
                 return Ok(Exactness::None);
             }
             result = Exactness::OutsideBands;
+        }
+        // Single points, where the target may have a value of its own.
+        for at in self.knots().into_iter().filter(|_| has_conditional(target)) {
+            let [a, b] = [candidate, target].map(|e| resolve(e, Region::Point(&at), &mut Vec::new()));
+            if !vanishes_at(&a?.minus(b?), &at) {
+                if !self.in_band(&at) {
+                    return Ok(Exactness::None);
+                }
+                result = Exactness::OutsideBands;
+            }
         }
         Ok(result)
     }
@@ -563,10 +642,36 @@ fn enclose_at(form: &Form, at: &Rational) -> Interval {
     Program::new(form, at).value(enclose(at))
 }
 
+/// Is a form known to be 0 at a point?
+fn vanishes_at(form: &Form, at: &Rational) -> bool {
+    form.as_normal().is_some_and(|n| n.is_zero() || n.exact_value(at).is_some_and(|v| v.is_zero()))
+}
+
 struct HullConstant {
     at: Rational,
     least: Rational,
     greatest: Rational,
+}
+
+impl HullConstant {
+    /// A form's value at a point, exactly or enclosed; `None` if it is not finite.
+    fn new(form: &Form, at: &Rational) -> Option<Self> {
+        if let Some(v) = form.as_normal().and_then(|n| n.exact_value(at)) {
+            return Some(HullConstant { at: at.clone(), least: v.clone(), greatest: v });
+        }
+        let value = enclose_at(form, at);
+        let (least, greatest) = (Rational::from_float(value.lo())?, Rational::from_float(value.hi())?);
+        Some(HullConstant { at: at.clone(), least, greatest })
+    }
+
+    /// φ̂ minus the constant: its least value bounds from above, its greatest from below.
+    fn candidates(&self, approximation: &Form) -> [Candidate; 2] {
+        let form = |v: &Rational| approximation.clone().minus(Form::constant(v.clone()));
+        [
+            Candidate { form: form(&self.least), upper: true, lower: false },
+            Candidate { form: form(&self.greatest), upper: false, lower: true },
+        ]
+    }
 }
 
 struct ZeroSet {
@@ -611,6 +716,30 @@ struct Stretch {
     candidates: Vec<Candidate>,
 }
 
+impl Stretch {
+    /// The same with η|z| taken off: a line on either side of 0, so that what grows like η|z| cancels exactly. (Bounded
+    /// apart, η|z| would leave a plateau that takes boxes without end.)
+    fn tilted(&self, eta: f64) -> Vec<Stretch> {
+        let eta = Rational::from_float(eta).expect("finite");
+        let zero = Rational::zero();
+        let mut ends = vec![self.lo.clone(), self.hi.clone()];
+        if self.lo < zero && zero < self.hi {
+            ends.insert(1, zero.clone());
+        }
+        let part = |e: &[Rational]| {
+            let slope = if e[1] <= zero { -&eta } else { eta.clone() };
+            let line = |slope: Rational| Form::Normal(Poly::line(slope, zero.clone()).into());
+            let tilt = |c: &Candidate| {
+                let up = Candidate { form: c.form.clone().minus(line(slope.clone())), upper: true, lower: false };
+                let down = Candidate { form: c.form.clone().minus(line(-&slope)), upper: false, lower: true };
+                [c.upper.then_some(up), c.lower.then_some(down)].into_iter().flatten()
+            };
+            Stretch { lo: e[0].clone(), hi: e[1].clone(), candidates: self.candidates.iter().flat_map(tilt).collect() }
+        };
+        ends.windows(2).map(part).collect()
+    }
+}
+
 #[derive(Default)]
 struct Parts {
     /// |φ̂ − φ| off the bands
@@ -619,6 +748,8 @@ struct Parts {
     hull: Vec<Stretch>,
     /// distance from the hull in the bands
     bands: Vec<Stretch>,
+    /// distance from the hull at ends of the domain
+    ends: Vec<Stretch>,
     /// |φ̂| where φ vanishes
     leak: Vec<Stretch>,
     leak_seen: bool,
@@ -626,12 +757,16 @@ struct Parts {
 
 /// Upper bound of max(0, sup over the stretches of max(min_upper F, min_lower −F) − η|z|).
 fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
-    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new(), eta };
+    let tilted: Vec<Stretch>;
+    let stretches = if eta == 0.0 {
+        stretches
+    } else {
+        tilted = stretches.iter().flat_map(|s| s.tilted(eta)).collect();
+        &tilted
+    };
+    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new() };
     for s in stretches {
-        let (mut up_done, mut down_done) = (false, false);
-        if eta == 0.0 {
-            (up_done, down_done) = search.exact_side(s);
-        }
+        let (up_done, down_done) = search.exact_side(s);
         if !(up_done && down_done) {
             search.add(s, !up_done, !down_done);
         }
@@ -679,7 +814,6 @@ struct Search {
     exact: f64,
     heap: BinaryHeap<Box1>,
     sections: Vec<Section>,
-    eta: f64,
 }
 
 impl Search {
@@ -748,9 +882,8 @@ impl Search {
             }
         }
         for side in [up, down] {
-            let attained = side - self.eta * z.abs();
-            if attained.is_finite() && attained > self.best {
-                self.best = attained;
+            if side.is_finite() && side > self.best {
+                self.best = side;
             }
         }
         values
@@ -775,12 +908,10 @@ impl Search {
                 down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
             }
         }
-        let allowance = mul_down_nonnegative(self.eta, z.mig());
         let mut bound = f64::NEG_INFINITY;
         for (wanted, side) in [(wanted_up, up), (wanted_down, down)] {
             if wanted {
                 // NaN must not look small.
-                let side = (Interval::point(side) - Interval::point(allowance)).hi();
                 bound = if side.is_nan() { f64::INFINITY } else { bound.max(side) };
             }
         }
@@ -816,11 +947,6 @@ impl Search {
         }
         settled
     }
-}
-
-/// A lower bound of a·b for a, b ≥ 0.
-fn mul_down_nonnegative(a: f64, b: f64) -> f64 {
-    (Interval::point(a) * Interval::point(b)).lo().max(0.0)
 }
 
 /// By how much a function can exceed the larger, or undercut the smaller, of its end values on the box.
@@ -923,7 +1049,7 @@ impl Tail {
                 })
             })
             .collect::<Result<_>>()?;
-        // Far enough that every atom's argument is beyond `reach`, and |z|^j·e^(−|a z|) decreases for j ≤ 4.
+        // Far enough that every atom's argument is beyond `reach`, and |z|^j·e^(−|a z|) decreases for all powers j that occur.
         let sign = if side == Side::Left { -1.0 } else { 1.0 };
         let edge = match side {
             Side::Left => piece.hi.as_ref().map_or(0.0, |z| (-enclose(z)).hi()),
@@ -931,10 +1057,11 @@ impl Tail {
         };
         let mut start = edge.max(0.0) + 1.0;
         for n in &normals {
-            for atom in n.terms.keys().filter(|t| !t.a.is_zero()) {
+            for (atom, coefficient) in n.terms.iter().filter(|(t, _)| !t.a.is_zero()) {
+                let degree = coefficient.degree().max(8) as f64;
                 let far = if atom.kind == crate::atom::Kind::Recip { TAIL_ARGUMENT_RECIPROCAL } else { reach };
                 let (a, b) = (enclose(&atom.a).mig().max(f64::MIN_POSITIVE), enclose(&atom.b).mag());
-                start = start.max((far + b) / a).max(8.0 / a);
+                start = start.max((far + b) / a).max(degree / a);
             }
         }
         start *= 1.0 + 1e-9;

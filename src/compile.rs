@@ -371,7 +371,8 @@ fn describe(
         first_unit: c.units.start,
         constant: c.stack.constant,
         neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
-        ideal: c.ideal.as_ref().map(|i| IdealFile {
+        // The numbers before rounding prove exactness, and nothing else.
+        ideal: c.ideal.as_ref().filter(|_| p.figures().status.is_exact()).map(|i| IdealFile {
             constant: i.constant.clone(),
             neurons: i.neurons.iter().map(NeuronFile::new).collect(),
         }),

@@ -157,9 +157,14 @@ fn point(x: f64) -> Interval {
     Interval::point(x)
 }
 
+/// The upper end; 0 without a sign.
+fn upper(x: Interval) -> f64 {
+    x.hi() + 0.0
+}
+
 /// Upper bound of the norm of a vector given by enclosures.
 fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
-    v.fold(Interval::ZERO, |sum, x| sum + x.sqr()).sqrt().hi()
+    upper(v.fold(Interval::ZERO, |sum, x| sum + x.sqr()).sqrt())
 }
 
 fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Result<ResponseProof> {
@@ -183,7 +188,7 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Resul
         }
         _ => vec![0.0; c.w.len()],
     };
-    let delta_rows = (point(norm_of(shift.iter().map(|x| point(*x)))) * point(radius)).hi();
+    let delta_rows = upper(point(norm_of(shift.iter().map(|x| point(*x)))) * point(radius));
     // What z can be: the claimed range, and |z| ≤ ‖w‖R + |b|; the shifted ẑ a little more.
     let reach = (point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius) + point(c.b.abs())).hi();
     let lo = (point(c.domain.lo().max(-reach)) - point(delta_rows)).lo();
@@ -244,7 +249,7 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Resul
         let kappa = column_rest(block.down.column(unit), n.out, &c.v, &tilt);
         spread = spread + times(hidden.hi(), kappa);
     }
-    let epsilon_rows = epsilon_rows.hi();
+    let epsilon_rows = upper(epsilon_rows);
     let v_norm = norm_of(c.v.iter().map(|x| point(*x)));
     let figures = certificate.figures();
     let steep = slope_bound(&c.target, domain)?;
@@ -256,12 +261,12 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Resul
     let column_error = {
         let tilt_norm = norm_of(tilt.iter().map(|x| point(*x)));
         let tilted = if tilt_norm == 0.0 { Interval::ZERO } else { size * point(tilt_norm) };
-        (tilted + spread).hi()
+        upper(tilted + spread)
     };
     let length = point(v_norm);
     let outside = bound(figures.epsilon_outside.unwrap_or(figures.epsilon)) + moved;
-    let outside = (outside * length + point(column_error)).hi();
-    let hull = (bound(figures.epsilon) * length + point(column_error)).hi();
+    let outside = upper(outside * length + point(column_error));
+    let hull = upper(bound(figures.epsilon) * length + point(column_error));
     Ok(ResponseProof {
         rounding: Some(Rounding { delta_rows, epsilon_rows, column_error, outside, hull }),
         certificate,
@@ -285,7 +290,7 @@ fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof]) -> T
     let constant_error = norm_of(sum.iter().enumerate().map(|(i, s)| point(written(i)) - *s));
     let add = |f: &dyn Fn(&Rounding) -> f64| {
         let parts = proofs.iter().filter_map(|p| p.rounding.as_ref());
-        (parts.fold(Interval::ZERO, |s, r| s + point(f(r))) + point(constant_error)).hi()
+        upper(parts.fold(Interval::ZERO, |s, r| s + point(f(r))) + point(constant_error))
     };
     Total { outside: add(&|r| r.outside), hull: add(&|r| r.hull), constant_error }
 }

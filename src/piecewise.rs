@@ -281,6 +281,8 @@ pub fn cut(
         }
         jumps.extend(found.iter().filter(|k| k.jump).map(|k| k.at.clone()));
         if found.is_empty() {
+            // A condition that is 0 on a whole piece (relu(z + 1) left of −1) has no root inside any piece.
+            jumps.extend(cuts.iter().filter(|z| exprs.iter().any(|e| switches_at(e, z))).cloned());
             jumps.sort();
             jumps.dedup();
             return Ok((pieces, jumps));
@@ -292,6 +294,20 @@ pub fn cut(
             return Err(Error::unsupported(format!("an expression with more than {MAX_PIECES} pieces")));
         }
     }
+}
+
+/// Is a condition of a discontinuous conditional exactly 0 at z?
+fn switches_at(e: &Expr, z: &Rational) -> bool {
+    let is = |cond: &Expr, level: &Rational| {
+        let value = resolve(cond, Region::Point(z), &mut Vec::new()).ok();
+        value.and_then(|v| v.as_normal().and_then(|n| n.exact_value(z))).is_some_and(|v| v == *level)
+    };
+    let here = match e {
+        Expr::Step(c) | Expr::Select(c, _, _) => is(c, &Rational::zero()),
+        Expr::JumpRelu(c, theta) => is(c, theta.exact()),
+        _ => false,
+    };
+    here || e.children().into_iter().any(|c| switches_at(c, z))
 }
 
 /// A form compiled for enclosure by floats near one point.

@@ -516,14 +516,21 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
             neurons: fit
                 .neurons
                 .iter()
-                .map(|n| Neuron {
-                    weight: toward_zero_within(round(n.weight), budget.max_weight, *format),
-                    bias: round(n.bias),
-                    out: round(n.out),
-                    up: match form {
-                        Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), round(b)))),
-                        Form::Plain => None,
-                    },
+                .map(|n| {
+                    let weight = toward_zero_within(round(n.weight), budget.max_weight, *format);
+                    Neuron {
+                        weight,
+                        bias: round(n.bias),
+                        out: toward_zero_within(
+                            round(n.out),
+                            budget.max_out / weight.abs() * (1.0 - f64::EPSILON),
+                            *format,
+                        ),
+                        up: match form {
+                            Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), round(b)))),
+                            Form::Plain => None,
+                        },
+                    }
                 })
                 .collect(),
         };
@@ -540,9 +547,12 @@ fn toward_zero_within(x: f64, limit: f64, format: Format) -> f64 {
     if x.abs() <= limit {
         return x;
     }
+    // Steps that grow: a fixed one may be smaller than half a unit of the format, and never get anywhere.
     let mut y = format.round(limit);
+    let mut step = 2f64.powi(-24);
     while y > limit {
-        y = format.round(y.next_down() - y * 2f64.powi(-12));
+        y = format.round(limit * (1.0 - step));
+        step *= 2.0;
     }
     y.copysign(x)
 }

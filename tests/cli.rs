@@ -1,0 +1,548 @@
+//! The binary from outside: every command, exit codes, the JSON of `fit`, and what `verify` says of files that were
+//! tampered with, by someone who knows how to recompute a checksum.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::{Value, json};
+
+fn neurograft() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_neurograft"))
+}
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+// ---------------------------------------------------------------------------------------------------- a small SAE
+
+/// Three features in five dimensions, no number 0.
+fn sae(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    let (d, n) = (5usize, 3usize);
+    let number = |k: usize| ((k * 37 + 11) % 64) as f32 / 64.0 - 0.507;
+    let bytes = |from: usize, len: usize| (from..from + len).flat_map(|k| number(k).to_le_bytes()).collect::<Vec<u8>>();
+    let thresholds: Vec<u8> = [0.75f32, 0.3, 1.3].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let tensors = [
+        ("W_enc", vec![d, n], bytes(0, d * n)),
+        ("W_dec", vec![n, d], bytes(40, n * d)),
+        ("b_enc", vec![n], bytes(80, n)),
+        ("b_dec", vec![d], bytes(90, d)),
+        ("threshold", vec![n], thresholds),
+    ];
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    fs::write(dir.join("sae_weights.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let cfg = json!({
+        "architecture": "jumprelu", "d_in": d, "d_sae": n, "dtype": "float32", "apply_b_dec_to_input": false,
+        "normalize_activations": "none", "device": "cpu", "reshape_activations": "none",
+        "metadata": {"hook_name": "blocks.0.hook_resid_post", "model_name": "none"},
+    });
+    fs::write(dir.join("cfg.json"), cfg.to_string()).unwrap();
+}
+
+/// A directory with an SAE and a specification.
+struct Work {
+    dir: tempfile::TempDir,
+}
+
+impl Work {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        sae(&dir.path().join("sae"));
+        Work { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn spec(&self, change: impl FnOnce(&mut Value)) -> PathBuf {
+        let mut spec = json!({
+            "sae": "sae",
+            "interventions": [
+                {"feature": 0, "action": "ablate"},
+                {"feature": 1, "action": "cap", "value": 2},
+                {"feature": 2, "action": "add", "value": 0.7},
+            ],
+            "host": {"source": "silu", "form": "gated", "format": "f32"},
+            "budget": {"tolerance": 0.01, "band": 0.05},
+            "domain": {"range": [-9, 9], "norm": 20},
+        });
+        change(&mut spec);
+        let path = self.path("spec.json");
+        fs::write(&path, spec.to_string()).unwrap();
+        path
+    }
+
+    fn compile(&self, change: impl FnOnce(&mut Value)) -> PathBuf {
+        let out = self.path("out");
+        neurograft().arg("compile").arg(self.spec(change)).arg("-o").arg(&out).arg("--force").assert().success();
+        out
+    }
+}
+
+/// Runs `verify`: never a panic; the exit code and what it said.
+fn verify(dir: &Path) -> (i32, String) {
+    let Output { status, stdout, stderr } = neurograft().arg("verify").arg(dir).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let code = status.code().expect("no signal");
+    assert!((0..=2).contains(&code) && !text.contains("panicked"), "{code}: {text}");
+    assert!(code == 0 || text.starts_with("error: ") && text.len() > 20, "{code}: {text}");
+    (code, text)
+}
+
+fn rejected(dir: &Path, about: &str) {
+    let (code, text) = verify(dir);
+    assert!(code != 0, "{about}: accepted\n{text}");
+}
+
+// -------------------------------------------------------------------------------------------------------- commands
+
+#[test]
+fn help_and_usage() {
+    neurograft().arg("--help").assert().success().stdout(contains("Exit codes"));
+    neurograft().arg("--version").assert().success().stdout(contains("neurograft"));
+    neurograft().arg("frobnicate").assert().code(2);
+    neurograft().arg("compile").assert().code(2);
+    for command in ["compile", "verify", "fit", "explain"] {
+        neurograft().args([command, "--help"]).assert().success();
+    }
+}
+
+#[test]
+fn the_example_runs_without_arguments() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = || neurograft().current_dir(dir.path()).assert().success().stdout(contains("agrees"));
+    run();
+    let file = |name: &str| dir.path().join("neurograft-example").join(name);
+    let first = fs::read(file("certificate.json")).unwrap();
+    assert_eq!(verify(&dir.path().join("neurograft-example")).0, 0);
+    assert!(fs::read_to_string(file("report.svg")).unwrap().starts_with("<svg"));
+    // Once more: the same bytes.
+    run();
+    assert_eq!(fs::read(file("certificate.json")).unwrap(), first);
+}
+
+#[test]
+fn compile_and_verify() {
+    let w = Work::new();
+    let (spec, out) = (w.spec(|_| ()), w.path("deep/out"));
+    let compile = |force: bool| {
+        let mut c = neurograft();
+        c.arg("compile").arg(&spec).arg("--output").arg(&out);
+        if force {
+            c.arg("--force");
+        }
+        c.assert()
+    };
+    compile(false).success().stdout(contains("ablate feature 0").and(contains("‖error‖ ≤")));
+    let files = ["block.safetensors", "certificate.json", "report.svg"];
+    let bytes = || files.map(|f| fs::read(out.join(f)).unwrap());
+    let before = bytes();
+    let (code, text) = verify(&out);
+    assert!(code == 0 && text.contains("3 responses") && text.contains("all bounds derived anew"), "{text}");
+    // Not overwritten, whichever of the files is there.
+    compile(false).code(2).stderr(contains("--force"));
+    for f in files {
+        let away = out.join("away");
+        fs::create_dir(&away).unwrap();
+        files.iter().filter(|g| **g != f).for_each(|g| fs::rename(out.join(g), away.join(g)).unwrap());
+        compile(false).code(2).stderr(contains(f).and(contains("is there already")));
+        files.iter().filter(|g| **g != f).for_each(|g| fs::rename(away.join(g), out.join(g)).unwrap());
+        fs::remove_dir(&away).unwrap();
+    }
+    // The same specification gives the same bytes.
+    compile(true).success();
+    assert!(bytes() == before);
+}
+
+#[test]
+fn a_missed_tolerance_has_its_own_exit_code() {
+    let w = Work::new();
+    let spec = w.spec(|s| s["budget"]["tolerance"] = json!(0));
+    let out = w.path("out");
+    let words = contains("the tolerance is missed");
+    neurograft().arg("compile").arg(&spec).arg("-o").arg(&out).assert().code(3).stdout(words);
+    assert_eq!(verify(&out).0, 0, "the best block is written, with a certificate");
+    neurograft().arg("explain").arg(&spec).assert().code(3);
+}
+
+#[test]
+fn explain_shows_every_response() {
+    let w = Work::new();
+    let shown = contains("ablate feature 0").and(contains("cap feature 1")).and(contains("add feature 2"));
+    neurograft().arg("explain").arg(w.spec(|_| ())).assert().success().stdout(shown.and(contains("silu")));
+    neurograft().arg("explain").arg(root("examples/ablate.toml")).assert().success().stdout(contains("feature 5"));
+}
+
+#[test]
+fn bad_specifications() {
+    let w = Work::new();
+    let bad = |what: &str, change: &dyn Fn(&mut Value)| {
+        let spec = w.spec(|s| change(s));
+        for command in ["compile", "explain"] {
+            let mut c = neurograft();
+            c.arg(command).arg(&spec);
+            if command == "compile" {
+                c.arg("-o").arg(w.path("never"));
+            }
+            c.assert().code(2).stderr(contains(what).and(contains("error: ")));
+        }
+    };
+    bad("interventionz", &|s| s["interventionz"] = json!([]));
+    bad("wight", &|s| s["budget"]["wight"] = json!(1));
+    bad("gpt", &|s| s["host"]["source"] = json!("gpt"));
+    bad("form", &|s| s["host"]["form"] = json!("round"));
+    bad("f8", &|s| s["host"]["format"] = json!("f8"));
+    bad("action", &|s| s["interventions"][0]["action"] = json!("delete"));
+    bad("value", &|s| s["interventions"][1] = json!({"feature": 1, "action": "cap"}));
+    bad("99", &|s| s["interventions"][0]["feature"] = json!(99));
+    bad("range", &|s| s["domain"]["range"] = json!([9, -9]));
+    bad("neurons", &|s| s["budget"]["neurons"] = json!(0));
+    bad("tolerance", &|s| s["budget"]["tolerance"] = json!(-1));
+    bad("norm", &|s| s["domain"]["norm"] = json!(0));
+    bad("two inserted layers", &|s| s["interventions"][0]["gate"] = json!(1));
+    bad("nowhere", &|s| s["sae"] = json!("nowhere"));
+    bad("jumps", &|s| s["budget"]["band"] = json!(0));
+    bad("biases", &|s| s["host"]["biases"] = json!(false));
+    assert!(!w.path("never").exists());
+    let missing = w.path("none.json");
+    neurograft().arg("explain").arg(&missing).assert().code(2).stderr(contains("none.json"));
+    fs::write(w.path("spec.toml"), "sae = \n").unwrap();
+    neurograft().arg("explain").arg(w.path("spec.toml")).assert().code(2).stderr(contains("spec.toml"));
+    fs::write(w.path("spec.txt"), "").unwrap();
+    neurograft().arg("explain").arg(w.path("spec.txt")).assert().code(2).stderr(contains(".toml"));
+}
+
+// ------------------------------------------------------------------------------------------------------------- fit
+
+fn fit(args: &str) -> Command {
+    let mut c = neurograft();
+    // Words in single quotes hold spaces.
+    let words = args.split('\'').enumerate().flat_map(|(k, part)| match k % 2 {
+        0 => part.split_whitespace().map(String::from).collect::<Vec<_>>(),
+        _ => vec![part.to_string()],
+    });
+    c.arg("fit").args(words);
+    c
+}
+
+fn keys(v: &Value) -> Vec<&str> {
+    let mut k: Vec<&str> = v.as_object().unwrap().keys().map(String::as_str).collect();
+    k.sort_unstable();
+    k
+}
+
+#[test]
+fn fit_in_json() {
+    for (args, code, plain) in [
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --json", 0, true),
+        ("--target relu --source silu --neurons 1 --domain -inf inf --json", 0, true),
+        ("--target 'step(z - 2)' --source relu --neurons 2 --domain -8 8 --band 0.125 --form gated --json", 0, false),
+        ("--target gelu --source relu --neurons 2 --domain -8 8 --tolerance 1e-9 --json", 3, true),
+        ("--target 'z * z' --source silu --neurons 2 --domain 0 inf --form gated --format f32 --json", 0, false),
+    ] {
+        let output = fit(args).assert().code(code).get_output().clone();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        // The order of the fields, too.
+        let order = ["version", "target", "source", "form", "format", "domain", "constant", "neurons", "certificate"];
+        let at: Vec<usize> = order.iter().map(|k| text.find(&format!("\"{k}\":")).unwrap()).collect();
+        assert!(at.is_sorted() && at[0] == 1, "{text}");
+        let v: Value = serde_json::from_str(&text).unwrap();
+        let mut sorted = order;
+        sorted.sort_unstable();
+        assert_eq!(keys(&v), sorted);
+        assert_eq!(v["version"], json!(1));
+        assert_eq!(v["form"], json!(if plain { "plain" } else { "gated" }));
+        for k in ["target", "source", "format"] {
+            assert!(v[k].is_string());
+        }
+        let domain = v["domain"].as_array().unwrap();
+        assert_eq!(domain.len(), 2);
+        for (end, infinite) in domain.iter().zip(["-inf", "inf"]) {
+            assert!(end.is_f64() || *end == json!(infinite), "{end}");
+        }
+        assert!(v["constant"].is_f64());
+        let neurons = v["neurons"].as_array().unwrap();
+        assert!(!neurons.is_empty());
+        for n in neurons {
+            let expected: &[&str] = if plain {
+                &["bias", "out", "weight"]
+            } else {
+                &["gate_bias", "gate_weight", "out", "up_bias", "up_weight"]
+            };
+            assert_eq!(keys(n), expected);
+            assert!(n.as_object().unwrap().values().all(Value::is_f64));
+        }
+        let c = &v["certificate"];
+        assert_eq!(keys(c), ["delta", "epsilon", "epsilon_outside", "eta", "leak", "overshoot", "status"]);
+        let status = ["Exact", "ExactOutside", "Within", "BestEffort"];
+        assert!(status.contains(&c["status"].as_str().unwrap()));
+        assert!(c["delta"].is_f64() && c["epsilon"].is_f64() && c["eta"].is_f64());
+        for k in ["epsilon_outside", "overshoot"] {
+            assert_eq!(c[k].is_f64(), c["delta"] != json!(0.0), "{k}");
+        }
+        assert_eq!((code == 3), c["status"] == json!("BestEffort"));
+    }
+}
+
+#[test]
+fn fit_in_words() {
+    fit("--target gelu --source silu --neurons 1 --domain -8 8").assert().success().stdout(contains("error ≤"));
+    let missed = contains("the tolerance").and(contains("is missed"));
+    fit("--target gelu --source silu --neurons 1 --domain -8 8 --tolerance 1e-6").assert().code(3).stdout(missed);
+}
+
+#[test]
+fn fit_refuses() {
+    for (args, what) in [
+        ("--target gleu --source silu --neurons 2 --domain -8 8", "did you mean 'gelu'"),
+        ("--target gelu --source sulu --neurons 2 --domain -8 8", "did you mean '"),
+        ("--target gelu --source silu --neurons 2 --domain 8 -8", "lower end"),
+        ("--target gelu --source silu --neurons 2 --domain 8 8", "lower end"),
+        ("--target gelu --source silu --neurons 2 --domain nan 8", "nan"),
+        ("--target gelu --source silu --neurons 2 --domain -8 x", "'x'"),
+        ("--target gelu --source silu --neurons 2", "--domain"),
+        ("--target gelu --source silu --neurons 0 --domain -8 8", "0 neurons"),
+        ("--target gelu --source silu --neurons -1 --domain -8 8", "-1"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --tolerance -1", "tolerance"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --tolerance nan", "tolerance"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --max-weight 0", "weight"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --max-weight nan", "weight"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --max-out -inf", "output"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --band -0.1", "band"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --form square", "square"),
+        ("--target gelu --source silu --neurons 2 --domain -8 8 --format f8", "f8"),
+        ("--target 'step(z - 2)' --source silu --neurons 2 --domain -8 8", "--band"),
+        ("--target 'z * z_1' --source silu --neurons 2 --domain -8 8", "z_1"),
+        ("--target 'relu(z' --source silu --neurons 2 --domain -8 8", "expected ')'"),
+        ("--target 'step(z * z - 2)' --source silu --neurons 2 --domain -8 8 --band 0.1", "threshold"),
+        ("--target 'z * z' --source relu --neurons 2 --domain -inf inf", "error: "),
+        ("--target '1e5 + relu(z)' --source relu --neurons 2 --domain -8 8 --format f16", "error: "),
+    ] {
+        let quiet = contains("panicked").not();
+        fit(args).assert().code(2).stderr(contains(what).and(contains("rror: ")).and(quiet));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- tampering
+
+const BLOCK: &str = "block.safetensors";
+const CERTIFICATE: &str = "certificate.json";
+
+fn read_certificate(out: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(out.join(CERTIFICATE)).unwrap()).unwrap()
+}
+
+fn write_certificate(out: &Path, v: &Value) {
+    fs::write(out.join(CERTIFICATE), serde_json::to_string(v).unwrap()).unwrap();
+}
+
+/// Writes other weights, and the checksum that goes with them.
+fn write_block(out: &Path, certificate: &Value, bytes: &[u8]) {
+    fs::write(out.join(BLOCK), bytes).unwrap();
+    let mut v = certificate.clone();
+    v["block_sha256"] = neurograft::certificate::sha256(bytes).into();
+    write_certificate(out, &v);
+}
+
+#[test]
+fn flipped_bits_are_found() {
+    let w = Work::new();
+    let out = w.compile(|_| ());
+    let block = fs::read(out.join(BLOCK)).unwrap();
+    let certificate = read_certificate(&out);
+    let header = 8 + u64::from_le_bytes(block[..8].try_into().unwrap()) as usize;
+    let tensors = safetensors::SafeTensors::deserialize(&block).unwrap();
+    let names = tensors.names();
+    assert_eq!(names.len(), 6);
+    for name in names {
+        let data = tensors.tensor(name).unwrap().data();
+        let start = data.as_ptr() as usize - block.as_ptr() as usize;
+        assert!(start >= header);
+        for k in (0..data.len()).step_by(4) {
+            // A bit in the middle of an f32's fraction.
+            let mut changed = block.clone();
+            changed[start + k + 1] ^= 0x80;
+            fs::write(out.join(BLOCK), &changed).unwrap();
+            write_certificate(&out, &certificate);
+            let (code, text) = verify(&out);
+            assert!(code == 1 && text.contains("SHA-256"), "{name} {k}: {text}");
+            // The tamperer recomputes the checksum: the bounds are other ones then. A 0 becomes a subnormal number that
+            // no bound notices, for the bounds of the changed block are the same.
+            let was_zero = f32::from_le_bytes(data[k..k + 4].try_into().unwrap()) == 0.0;
+            write_block(&out, &certificate, &changed);
+            let (code, text) = verify(&out);
+            assert!(code == 1 || was_zero && code == 0, "{name} {k}: {text}");
+            // The sign.
+            let mut changed = block.clone();
+            changed[start + k + 3] ^= 0x80;
+            write_block(&out, &certificate, &changed);
+            let (code, text) = verify(&out);
+            assert!(code == 1 || was_zero, "{name} {k}, sign: {text}");
+            // NaN
+            changed[start + k..start + k + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+            write_block(&out, &certificate, &changed);
+            rejected(&out, "NaN");
+        }
+    }
+}
+
+#[test]
+fn truncated_and_missing_files_are_found() {
+    let w = Work::new();
+    let out = w.compile(|_| ());
+    let block = fs::read(out.join(BLOCK)).unwrap();
+    let text = fs::read(out.join(CERTIFICATE)).unwrap();
+    let certificate = read_certificate(&out);
+    for (k, n) in [0, 1, 7, 8, 9, block.len() / 2, block.len() - 4, block.len() - 1].into_iter().enumerate() {
+        fs::write(out.join(BLOCK), &block[..n]).unwrap();
+        fs::write(out.join(CERTIFICATE), &text).unwrap();
+        rejected(&out, &format!("{k}: {n} bytes of the block"));
+        write_block(&out, &certificate, &block[..n]);
+        rejected(&out, &format!("{k}: {n} bytes of the block, checksum recomputed"));
+    }
+    let longer = [&block[..], &[0; 4]].concat();
+    write_block(&out, &certificate, &longer);
+    rejected(&out, "a longer block");
+    fs::write(out.join(BLOCK), &block).unwrap();
+    for n in [0, 1, text.len() / 3, text.len() / 2, text.len() - 3] {
+        fs::write(out.join(CERTIFICATE), &text[..n]).unwrap();
+        rejected(&out, "a truncated certificate");
+    }
+    fs::write(out.join(CERTIFICATE), [&text[..], b"{}"].concat()).unwrap();
+    rejected(&out, "a longer certificate");
+    fs::write(out.join(CERTIFICATE), [0xff; 64]).unwrap();
+    rejected(&out, "not even text");
+    fs::write(out.join(CERTIFICATE), &text).unwrap();
+    assert_eq!(verify(&out).0, 0);
+    for file in [BLOCK, CERTIFICATE] {
+        let away = w.path("away");
+        fs::rename(out.join(file), &away).unwrap();
+        let (code, said) = verify(&out);
+        assert!(code == 2 && said.contains(file), "{said}");
+        fs::rename(&away, out.join(file)).unwrap();
+    }
+    // The picture is not part of what is verified.
+    fs::remove_file(out.join("report.svg")).unwrap();
+    assert_eq!(verify(&out).0, 0);
+    assert_eq!(verify(&w.path("nowhere")).0, 2);
+}
+
+/// Paths of all leaves, as JSON pointers.
+fn leaves(v: &Value, at: &str, out: &mut Vec<String>) {
+    match v {
+        Value::Object(m) => m.iter().for_each(|(k, v)| leaves(v, &format!("{at}/{k}"), out)),
+        Value::Array(a) => a.iter().enumerate().for_each(|(k, v)| leaves(v, &format!("{at}/{k}"), out)),
+        _ => out.push(at.to_string()),
+    }
+}
+
+/// Other values for a leaf: near and far ones of its own type, and other types.
+fn others(v: &Value) -> Vec<Value> {
+    let mut out = vec![json!([]), json!({}), json!(true)];
+    match v {
+        Value::Number(n) if n.is_u64() => {
+            let k = n.as_u64().unwrap();
+            out.extend([json!(k + 1), json!(k.wrapping_sub(1)), json!(u64::MAX), json!(-1), json!(0.5), Value::Null]);
+        }
+        Value::Number(n) => {
+            let x = n.as_f64().unwrap();
+            out.extend([
+                json!(x + 1.0),
+                json!(x * 1.001),
+                json!(-x),
+                json!(0.0),
+                json!(1e308),
+                json!(-1e308),
+                json!(5e-324),
+            ]);
+        }
+        Value::String(s) => {
+            out.extend([json!(""), json!(format!("{s}!")), json!("(".repeat(300)), json!(0)]);
+            for k in [0, s.len() / 2, s.len().saturating_sub(2)] {
+                let mut bytes = s.clone().into_bytes();
+                if let Some(b) = bytes.get_mut(k) {
+                    *b = if b.is_ascii_digit() {
+                        b'0' + (*b - b'0' + 1) % 10
+                    } else if *b == b'A' {
+                        b'B'
+                    } else {
+                        b'A'
+                    };
+                }
+                out.push(json!(String::from_utf8(bytes).unwrap()));
+            }
+        }
+        _ => out.extend([json!(1), json!(0.5), json!("x")]),
+    }
+    out.retain(|o| o != v && o.as_f64().is_none_or(|x| Some(x) != v.as_f64()));
+    out
+}
+
+#[test]
+fn every_leaf_of_a_certificate_counts() {
+    let w = Work::new();
+    for (source, form) in [("silu", "gated"), ("relu", "plain")] {
+        let out = w.compile(|s| s["host"] = json!({"source": source, "form": form, "format": "f32"}));
+        let certificate = read_certificate(&out);
+        let mut paths = Vec::new();
+        leaves(&certificate, "", &mut paths);
+        assert!(paths.len() > 60, "{}", paths.len());
+        let mut tried = 0;
+        for path in &paths {
+            for other in others(certificate.pointer(path).unwrap()) {
+                let mut v = certificate.clone();
+                *v.pointer_mut(path).unwrap() = other.clone();
+                write_certificate(&out, &v);
+                let (code, text) = verify(&out);
+                tried += 1;
+                if code != 0 {
+                    continue;
+                }
+                // What may change is what nobody proves (the name, the tolerance asked for), and what the statement is
+                // about (range, norm, band), as long as every bound is the same there: `verify` has derived them all
+                // for the changed statement, so it is as true as the first.
+                let free = path.ends_with("/name") && other.is_string()
+                    || path.ends_with("/tolerance") && (other.is_number() || other.is_null())
+                    || (path.contains("/domain/") || path == "/norm" || path.ends_with("/certificate/delta"))
+                        && other.is_number();
+                // A response that does not depend on z says nothing of w and b.
+                let constant =
+                    |k: &str| certificate["responses"][k.parse::<usize>().unwrap()]["target"] == json!("0.7");
+                let parts: Vec<&str> = path.split('/').collect();
+                let free = free || parts.len() > 3 && matches!(parts[3], "w" | "b") && constant(parts[2]);
+                assert!(free, "{path} = {other} is accepted\n{text}");
+            }
+        }
+        assert!(tried > 400, "{tried}");
+        // Without any one of its fields.
+        write_certificate(&out, &certificate);
+        assert_eq!(verify(&out).0, 0);
+        for key in keys(&certificate) {
+            let mut v = certificate.clone();
+            v.as_object_mut().unwrap().remove(key);
+            write_certificate(&out, &v);
+            rejected(&out, &format!("without {key}"));
+        }
+        // A response forgotten, doubled, or moved.
+        for change in [
+            |r: &mut Vec<Value>| drop(r.pop()),
+            |r: &mut Vec<Value>| r.push(r[0].clone()),
+            |r: &mut Vec<Value>| r.swap(0, 1),
+            |r: &mut Vec<Value>| r.clear(),
+        ] {
+            let mut v = certificate.clone();
+            change(v["responses"].as_array_mut().unwrap());
+            write_certificate(&out, &v);
+            rejected(&out, "other responses");
+        }
+    }
+}
