@@ -683,7 +683,7 @@ proptest! {
             }
             let k = p.knots.iter().filter(|t| **t < exact).count();
             let ours = p.polys[k].value(&exact);
-            let ours = Big::parse(&format!("{}/{}", ours.numer(), ours.denom()));
+            let ours = Big::parse(&format!("{}/{}", ours.to_big().numer(), ours.to_big().denom()));
             let whole = at(&e, &Big::exact(z));
             // A knot that no float is may lie between z and its neighbour.
             let near = p.knots.iter().any(|t| (Number::from(t.clone()).to_f64() - z).abs() <= 1e-12);
