@@ -121,7 +121,8 @@ pub struct Figures {
     pub epsilon_outside: Option<f64>,
     /// how far φ̂ leaves the hull at distance < δ from a jump; absent where δ = 0
     pub overshoot: Option<f64>,
-    /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where there is no such z
+    /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where no such z is recognised (a minimum,
+    /// maximum or product of activations may hide one)
     pub leak: Option<f64>,
 }
 
@@ -480,9 +481,16 @@ impl<'a> Problem<'a> {
             if self.touching(&at).any(|p| vanishes_at(&value.clone().sub(p.forms[0].clone()), &at)) {
                 continue;
             }
-            let near = constants.iter().filter(|c| (&c.at - &at).abs() < self.delta);
-            let stretch = self.point(&at, value, near)?;
-            if self.delta.is_zero() { parts.outside.push(stretch) } else { parts.bands.push(stretch) }
+            // Within a band the hull decides; else the point itself must be followed.
+            let jump = self.jumps.contains(&at);
+            let near: Vec<&HullConstant> = constants.iter().filter(|c| (&c.at - &at).abs() < self.delta).collect();
+            let hull = self.point(&at, value.clone(), near.into_iter())?;
+            if jump || !self.delta.is_zero() && self.in_band(&at) {
+                parts.bands.push(hull);
+            } else {
+                parts.hull.push(hull);
+                parts.outside.push(self.point(&at, value, std::iter::empty())?);
+            }
         }
         Ok(())
     }
