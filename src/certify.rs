@@ -120,7 +120,8 @@ pub struct Figures {
     pub epsilon_outside: Option<f64>,
     /// how far φ̂ leaves the hull at distance < δ from a jump; absent where δ = 0
     pub overshoot: Option<f64>,
-    /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where there is no such z
+    /// sup of |φ̂| − η|z| where φ vanishes on all of [z − δ, z + δ]; absent where no such z is recognised (a minimum,
+    /// maximum or product of activations may hide one)
     pub leak: Option<f64>,
 }
 

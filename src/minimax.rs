@@ -129,7 +129,7 @@ fn run(problem: &Problem, every: bool) -> Vec<Fit> {
                 candidates.extend(lines.fits(n));
             }
             if n <= SEARCHED_KINKS {
-                starts.extend(lines.knots(n).map(|p| kinked(&p)).filter(|s| s.w.len() == n));
+                starts.extend(lines.knots(n).map(|p| kinked(problem, &p)).filter(|s| s.w.len() == n));
             }
         }
         if polylines.is_none() || n <= SEARCHED_KINKS {
@@ -193,12 +193,15 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
 }
 
 /// The kinks of a polyline as unit-weight neurons facing right.
-fn kinked(p: &polyline::Polyline) -> Stack {
+fn kinked(problem: &Problem, p: &polyline::Polyline) -> Stack {
     let mut s = Stack::default();
     for (k, w) in p.knots.iter().zip(p.links.windows(2)) {
         s.push(1.0, -k, w[1].2 - w[0].2, 0.0);
     }
-    s.constant = p.links[0].1;
+    // The search never touches a constant that may not be.
+    if problem.constant {
+        s.constant = p.links[0].1;
+    }
     s
 }
 

@@ -445,8 +445,14 @@ impl Field<'_> {
 struct Rank(f64);
 
 fn over_limit(stack: &Stack<f64>, budget: &Budget) -> Option<String> {
+    if !stack.constant.is_finite() {
+        return Some("the range of the number format".into());
+    }
     if stack.neurons.len() > budget.neurons {
         return Some(format!("the number of neurons ({} where {} are needed)", budget.neurons, stack.neurons.len()));
+    }
+    if !budget.constant && stack.constant != 0.0 {
+        return Some("the output constant, which is not allowed".into());
     }
     for n in &stack.neurons {
         let numbers = [n.weight, n.bias, n.out, n.up.map_or(0.0, |u| u.0), n.up.map_or(0.0, |u| u.1)];
