@@ -536,19 +536,17 @@ def check_figures(report, place, target, stack, figures, rng):
         allowed = eta * abs(real(z))
         error = abs(have - want)
         far = target.distance(z)
-        removable = z in target.limits and z not in target.jumps and \
-            abs(real(target.limits[z][2]) - real(target.limits[z][0])) > mpf(10) ** -30
         if delta == 0:
             report.check(place, "epsilon", error - allowed, eps)
         else:
-            if (far is None or far > delta) and not removable:
+            if far is None or far > delta:
                 report.check(place, "epsilon_outside", error - allowed, outside)
             off = mpf(0)
             if error - allowed > min(eps, over_) / 2:
                 low, high = target.hull(z, delta)
                 off = max(low - have, have - high, mpf(0))
             report.check(place, "epsilon (distance from the hull)", off - allowed, eps)
-            if far is not None and far <= delta:
+            if far is not None and far < delta:
                 report.check(place, "overshoot", off - allowed, over_)
         if leak is not None and want == 0:
             low, high = target.hull(z, delta)
