@@ -17,7 +17,7 @@ use crate::expr::Expr;
 use crate::files::write_whole;
 use crate::format::Format;
 use crate::ridge::split;
-use crate::solve::{Budget, Request, Solution, solve};
+use crate::solve::{Budget, Method, Request, Solution, constructed, solve};
 use crate::stack::{Form, Neuron, Stack};
 
 /// z = ⟨w, x⟩ + b
@@ -151,7 +151,7 @@ pub fn compile_with_progress(
     let solutions: Vec<Solution> = parts
         .par_iter()
         .map(|part| {
-            let solution = solve_part(part, options).at(|| part.response.name.clone());
+            let solution = solve_part(part, options, hidden_size).at(|| part.response.name.clone());
             progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), parts.len());
             solution
         })
@@ -226,15 +226,38 @@ fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
     Ok(out)
 }
 
-fn solve_part(part: &Part<'_>, options: &Options) -> Result<Solution> {
-    solve(&Request {
+/// The best stack for one response. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
+/// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
+fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
+    let request = Request {
         target: &part.target,
         source: &options.source,
         form: options.form,
         format: options.format,
         domain: part.response.domain,
         budget: Budget { band: part.response.band, constant: options.biases, ..options.budget },
-    })
+    };
+    let best = solve(&request)?;
+    let (Some(_), Some(tolerance)) = (options.norm, options.budget.tolerance) else { return Ok(best) };
+    let length = part.response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let lowered = |s: &Solution| -> Result<f64> {
+        let (block, claims) = lower(std::slice::from_ref(part), std::slice::from_ref(s), options, hidden_size)?;
+        let proof = derive(&block, &claims, options.norm)?;
+        Ok(proof.responses[0].rounding.as_ref().map_or(f64::INFINITY, |r| r.outside / length))
+    };
+    let mut least = lowered(&best)?;
+    if least <= tolerance || best.method == Method::Fit {
+        return Ok(best);
+    }
+    let mut chosen = best;
+    for other in constructed(&request)? {
+        let error = lowered(&other)?;
+        // A neuron more must gain more than noise.
+        if error < 0.9 * least {
+            (least, chosen) = (error, Solution { binding: chosen.binding.clone(), ..other });
+        }
+    }
+    Ok(chosen)
 }
 
 /// Lays the stacks out as rows and columns in the number format, and says what each row then means.

@@ -150,41 +150,11 @@ struct Candidate {
 /// cannot be certified, or no stack at all within the limits. A tolerance that is missed is `Status::BestEffort`.
 pub fn solve(request: &Request<'_>) -> Result<Solution> {
     request.budget.check()?;
-    let Request { target, source, domain, budget, format, .. } = request;
-    let jumps = jumps(target, *domain)?;
-    if let (Some(at), true) = (jumps.first(), budget.band == 0.0) {
-        return Err(Error::input(format!("the target jumps at z = {at}, and no continuous block can follow a jump"))
-            .help("allow a band around the jump (--band 0.1, or `band` in the specification)"));
-    }
-    let delta = if jumps.is_empty() { 0.0 } else { budget.band };
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0 };
-    let scale = size(target, *domain)?;
-
-    for radius in radii(delta) {
-        for ideal in constructions(target, &request.setting(radius))? {
-            field.enter_ideal(ideal, Method::Construction)?;
-        }
-        if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
-            break;
-        }
-    }
-    if !field.has_exact() {
-        for beta in steepnesses(request, &jumps) {
-            // Half of the band at most is left to the knee's tail (it reaches about 40/β).
-            let margin = (40.0 / beta).min(0.5 * delta);
-            for radius in radii(delta - margin) {
-                enter_steep(&mut field, beta, radius)?;
-            }
-            // Where the knee is as wide as the band, its share of the band is worth a search.
-            if beta * delta < 100.0 && delta > 0.0 {
-                enter_best_radius(&mut field, beta, delta)?;
-            }
-            if *format == Format::F64 || field.met() {
-                break;
-            }
-        }
-    }
-    if field.wants_fit(scale)? {
+    let Request { target, source, domain, .. } = request;
+    let (jumps, delta) = band(request)?;
+    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: None };
+    construct(&mut field, &jumps)?;
+    if field.wants_fit(size(target, *domain)?)? {
         fit(request, delta, &jumps, &mut field)?;
     }
     let binding = field.binding.take();
@@ -200,6 +170,60 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     solution.binding =
         if missed || binding.is_some() { binding.or_else(|| Some(blame(request, &solution))) } else { None };
     Ok(solution)
+}
+
+/// Every certified construction within the budgets, exact or steep, in the order of their discovery: for callers whose
+/// own rounding decides which serves best.
+///
+/// Errors: those of [`solve`].
+pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
+    request.budget.check()?;
+    let (jumps, delta) = band(request)?;
+    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()) };
+    construct(&mut field, &jumps)?;
+    Ok(field.all.unwrap_or_default())
+}
+
+/// The target's jumps, and the band that they are given.
+fn band(request: &Request<'_>) -> Result<(Vec<f64>, f64)> {
+    let jumps = jumps(request.target, request.domain)?;
+    if let (Some(at), true) = (jumps.first(), request.budget.band == 0.0) {
+        return Err(Error::input(format!("the target jumps at z = {at}, and no continuous block can follow a jump"))
+            .help("allow a band around the jump (--band 0.1, or `band` in the specification)"));
+    }
+    let delta = if jumps.is_empty() { 0.0 } else { request.budget.band };
+    Ok((jumps, delta))
+}
+
+/// Enters exact constructions, and steep ones where nothing is exact.
+fn construct(field: &mut Field<'_>, jumps: &[f64]) -> Result<()> {
+    let (request, delta) = (field.request, field.delta);
+    for radius in radii(delta) {
+        for ideal in constructions(request.target, &request.setting(radius))? {
+            field.enter_ideal(ideal, Method::Construction)?;
+        }
+        if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
+            break;
+        }
+    }
+    if field.has_exact() {
+        return Ok(());
+    }
+    for beta in steepnesses(request, jumps) {
+        // Half of the band at most is left to the knee's tail (it reaches about 40/β).
+        let margin = (40.0 / beta).min(0.5 * delta);
+        for radius in radii(delta - margin) {
+            enter_steep(field, beta, radius)?;
+        }
+        // Where the knee is as wide as the band, its share of the band is worth a search.
+        if beta * delta < 100.0 && delta > 0.0 {
+            enter_best_radius(field, beta, delta)?;
+        }
+        if request.format == Format::F64 || field.met() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Constructions for relu (or a step) with steep neurons of slope β in their place, ramps of the given half width.
@@ -356,6 +380,8 @@ struct Field<'a> {
     best: Option<Solution>,
     binding: Option<String>,
     certified: usize,
+    /// everything that was certified, where a caller wants to choose
+    all: Option<Vec<Solution>>,
 }
 
 impl Field<'_> {
@@ -388,7 +414,9 @@ impl Field<'_> {
             return Ok(());
         }
         // More neurons than one that meets the tolerance needs are never better.
-        if self.best.as_ref().is_some_and(|b| self.rank(b).0 == 0 && b.stack.neurons.len() < stack.neurons.len()) {
+        if self.all.is_none()
+            && self.best.as_ref().is_some_and(|b| self.rank(b).0 == 0 && b.stack.neurons.len() < stack.neurons.len())
+        {
             return Ok(());
         }
         let certificate = match self.certificate(&stack, ideal.as_ref()) {
@@ -403,6 +431,9 @@ impl Field<'_> {
         };
         self.certified += 1;
         let solution = Solution { stack, ideal, certificate, method, binding: None };
+        if let Some(all) = &mut self.all {
+            all.push(solution.clone());
+        }
         let better = self.best.as_ref().is_none_or(|b| self.rank(&solution) < self.rank(b));
         if better {
             self.best = Some(solution);
