@@ -139,7 +139,8 @@ impl<T: Clone> NeuronFile<T> {
         }
     }
 
-    fn neuron(&self) -> Neuron<T> {
+    /// The neuron.
+    pub fn neuron(&self) -> Neuron<T> {
         match self.clone() {
             NeuronFile::Gated { gate_weight, gate_bias, up_weight, up_bias, out } => {
                 Neuron { weight: gate_weight, bias: gate_bias, out, up: Some((up_weight, up_bias)) }

@@ -229,13 +229,25 @@ fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
 /// The best stack for one response. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
 /// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
 fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
+    // Rows β·w and biases β·b + γ must stay within the format's range, γ being at most β times what z takes.
+    let pre = part.response.pre_activations.get(part.index);
+    let widest = pre.map_or(0.0, |p| p.w.iter().fold(p.b.abs(), |a, w| a.max(w.abs())));
+    let ends = [part.response.domain.lo(), part.response.domain.hi()];
+    let reach = ends.into_iter().filter(|z| z.is_finite()).fold(64.0, |a: f64, z| a.max(z.abs()));
+    // Beyond a million nobody's features reach; what overflows all the same is refused.
+    let steepest = options.format.largest() / (2.0 * (widest + reach.min(1e6)));
     let request = Request {
         target: &part.target,
         source: &options.source,
         form: options.form,
         format: options.format,
         domain: part.response.domain,
-        budget: Budget { band: part.response.band, constant: options.biases, ..options.budget },
+        budget: Budget {
+            band: part.response.band,
+            constant: options.biases,
+            max_weight: options.budget.max_weight.min(steepest),
+            ..options.budget
+        },
     };
     let best = solve(&request)?;
     let (Some(_), Some(tolerance)) = (options.norm, options.budget.tolerance) else { return Ok(best) };

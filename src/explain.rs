@@ -3,9 +3,11 @@
 use std::fmt::Write;
 
 use crate::activation::Activation;
+use crate::certificate::NeuronFile;
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
 use crate::derive::Rounding;
+use crate::format::Format;
 use crate::solve::{Method, Solution};
 use crate::stack::Neuron;
 
@@ -22,18 +24,19 @@ pub fn explain(compiled: &Compiled) -> String {
         let _ = writeln!(out, "{}", r.name);
         let _ = writeln!(out, "  adds c(z)·v with c(z) = {}", r.target);
         let _ = writeln!(out, "  {}", method(s, &r.certificate));
-        if s.stack.constant != 0.0 {
-            let _ = writeln!(out, "  constant {} (in the output bias)", s.stack.constant);
+        if r.constant != 0.0 {
+            let _ = writeln!(out, "  constant {} (in the output bias)", r.constant);
         }
-        for (k, n) in s.stack.neurons.iter().enumerate() {
-            let _ = writeln!(out, "  unit {}: {}", r.first_unit + k, formula(n, &file.source));
-            let _ = writeln!(out, "          {}", neuron(n, &file.source));
+        // The neurons as the rounded rows, biases and columns make them.
+        for (k, n) in r.neurons.iter().map(NeuronFile::neuron).enumerate() {
+            let _ = writeln!(out, "  unit {}: {}", r.first_unit + k, formula(&n, &file.source));
+            let _ = writeln!(out, "          {}", neuron(&n, &file.source));
         }
         for line in figures(&r.certificate, r.rounding.as_ref()) {
             let _ = writeln!(out, "  {line}");
         }
-        if let Some(binding) = &s.binding {
-            let _ = writeln!(out, "  what limits it: {binding}");
+        if let Some(limit) = limit(&r.certificate, s, file.format) {
+            let _ = writeln!(out, "  what limits it: {limit}");
         }
         let _ = writeln!(out);
     }
@@ -53,6 +56,12 @@ fn method(s: &Solution, f: &Figures) -> String {
         (Method::Steep, _) => format!("{count}: steep enough to look like a kink from where it matters"),
         (Method::Fit, _) => format!("{count}: a minimax fit, nothing exact exists"),
     }
+}
+
+/// What kept a response from its tolerance, if it missed it.
+pub fn limit(f: &Figures, s: &Solution, format: Format) -> Option<String> {
+    let rounding = || format!("the number format ({format}), in which the rows, biases and columns are rounded");
+    (f.status == Status::BestEffort).then(|| s.binding.clone().unwrap_or_else(rounding))
 }
 
 /// "1 neuron", "2 neurons", …
@@ -83,7 +92,7 @@ fn neuron(n: &Neuron<f64>, sigma: &Activation) -> String {
             _ => "a constant".into(),
         };
     }
-    let at = short(-n.bias / n.weight);
+    let at = short(0.0 - n.bias / n.weight);
     let (on, off) = if n.weight > 0.0 { ("above", "below") } else { ("below", "above") };
     let slope = short((n.out * n.weight).abs() * n.up.map_or(1.0, |u| if u.0 == 0.0 { u.1.abs() } else { 1.0 }));
     let rising = (n.out * n.weight.signum() > 0.0) == (n.up.is_none_or(|u| u.1 >= 0.0));

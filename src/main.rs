@@ -11,7 +11,7 @@ use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, compile_with_progress};
-use neurograft::explain::{counted, explain, figures, formula, short};
+use neurograft::explain::{counted, explain, figures, formula, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::panels::panels;
@@ -74,7 +74,7 @@ struct Fit {
     #[arg(long)]
     neurons: usize,
     /// Where the certificate must hold; -inf and inf are welcome
-    #[arg(long, num_args = 2, value_names = ["LO", "HI"], allow_hyphen_values = true)]
+    #[arg(long, num_args = 2, value_names = ["LO", "HI"], allow_hyphen_values = true, required = true)]
     domain: Vec<String>,
     /// plain: out·σ(weight·z + bias); gated: times (up_weight·z + up_bias)
     #[arg(long, default_value = "plain")]
@@ -125,7 +125,13 @@ type Outcome = Result<ExitCode, Error>;
 
 /// Writes to standard output; a reader that has gone away is no error.
 fn say(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let mut out = std::io::stdout();
+    if let Err(e) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let _ = writeln!(std::io::stderr(), "error: cannot write to standard output: {e}");
+        std::process::exit(2);
+    }
 }
 
 fn outcome_of(c: &Compiled) -> ExitCode {
@@ -183,8 +189,8 @@ fn summary(c: &Compiled) -> String {
     out +=
         "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
     for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
-        if let (Status::BestEffort, Some(binding)) = (r.certificate.status, &s.binding) {
-            out += &format!("{}: the tolerance is missed; what limits it is {binding}\n", r.name);
+        if let Some(limit) = limit(&r.certificate, s, c.certificate.format) {
+            out += &format!("{}: the tolerance is missed; what limits it is {limit}\n", r.name);
         }
     }
     out

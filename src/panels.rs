@@ -21,7 +21,8 @@ pub fn panels(compiled: &Compiled) -> Result<Vec<Panel>> {
 fn panel(c: &crate::derive::ResponseClaim, p: &crate::derive::ResponseProof) -> Result<Panel> {
     let f = p.figures();
     let at = jumps(&c.target, c.domain)?;
-    let far = at.iter().map(|z| z.abs()).fold(SHOWN, |a, b| a.max(2.0 * b));
+    let knots: Vec<f64> = Values::new(&c.target, c.domain)?.knots().filter(|z| *z < c.domain.hi()).collect();
+    let far = at.iter().chain(&knots).map(|z| z.abs()).fold(SHOWN, |a, b| a.max(2.0 * b));
     let (lo, hi) = (c.domain.lo().max(-far), c.domain.hi().min(far));
     let (lo, hi) = if lo < hi { (lo, hi) } else { (c.domain.lo().max(-1e6), c.domain.hi().min(1e6)) };
     let values = Values::new(&c.target, Domain::new(lo, hi)?)?;

@@ -23,8 +23,12 @@ use crate::stack::{Form, IdealStack, Neuron, Stack};
 
 /// The default limit of weights and outputs.
 pub const DEFAULT_LIMIT: f64 = 1_048_576.0;
-/// Fits of more neurons than this are not tried: rounding decides long before.
-const MOST_FITTED: usize = 32;
+/// Fits of more neurons than this are not tried: polylines come at no cost, but the search over smooth neurons takes
+/// seconds from here on, and rounding decides soon after.
+const MOST_KINKS: usize = 32;
+const MOST_SMOOTH: usize = 12;
+/// A fit that improves by less than this factor on one of fewer neurons shows that more will not help.
+const STALLED: f64 = 0.7;
 /// A construction this close (relative to the target's size) leaves nothing for a fit to gain.
 const GOOD_ENOUGH: f64 = 1e-5;
 
@@ -181,6 +185,14 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     let (jumps, delta) = band(request)?;
     let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()) };
     construct(&mut field, &jumps)?;
+    // Nothing at all: where a format ruins every construction, the constant in the middle may be the best.
+    let (lo, hi) =
+        Values::new(request.target, request.domain)?.range(request.domain.lo().max(-1e6), request.domain.hi().min(1e6));
+    let constant = if request.budget.constant { request.format.round(0.5 * (lo + hi)) } else { 0.0 };
+    if constant.is_finite() {
+        let stack = Stack { source: request.source.clone(), constant, neurons: vec![] };
+        field.enter(Candidate { stack, ideal: None, method: Method::Construction })?;
+    }
     Ok(field.all.unwrap_or_default())
 }
 
@@ -283,6 +295,11 @@ fn blame(request: &Request<'_>, solution: &Solution) -> String {
         format!("the number format ({})", request.format)
     } else if solution.method == Method::Steep || steepest >= 0.99 * request.budget.max_weight {
         format!("the weight limit ({})", request.budget.max_weight)
+    } else if solution.stack.neurons.len() < request.budget.neurons {
+        format!(
+            "the search, which found nothing better with up to {} neurons",
+            request.budget.neurons.min(most_fitted(request))
+        )
     } else {
         format!("the number of neurons ({})", request.budget.neurons)
     }
@@ -349,6 +366,11 @@ impl Values {
             (h, Program::new(&p.forms[0], &Rational::from_float(middle).expect("finite")))
         });
         Ok(Values { pieces: pieces.collect() })
+    }
+
+    /// Where pieces meet.
+    pub(crate) fn knots(&self) -> impl Iterator<Item = f64> + '_ {
+        self.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite())
     }
 
     /// φ(z); the left limit at knots.
@@ -449,8 +471,8 @@ impl Field<'_> {
         match self.request.budget.tolerance {
             Some(t) if outside <= t => (0, Rank(neurons), Rank(outside)),
             Some(t) if f.epsilon <= t => (1, Rank(outside), Rank(neurons)),
-            // Errors that differ by less than rounding are the same.
-            _ => (2, Rank((outside.max(1e-300)).log2().max(-44.0).floor()), Rank(neurons + outside.min(1.0))),
+            // Errors that differ by 2 %, or by less than rounding, are the same: then fewer neurons win.
+            _ => (2, Rank((outside.max(1e-13).log2() * 32.0).floor()), Rank(neurons + outside.min(1.0))),
         }
     }
 
@@ -522,7 +544,7 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
     knots.sort_by(f64::total_cmp);
     knots.dedup();
     let tails = [Side::Left, Side::Right].map(|side| asymptote(&values, *domain, side));
-    let most = budget.neurons.min(MOST_FITTED);
+    let most = budget.neurons.min(most_fitted(request));
     let counts: Vec<usize> = match budget.tolerance {
         // More neurons are not always better (an odd number may fit the knots' parity): small counts cost little.
         None => [1, 2, 3, 4].into_iter().filter(|n| *n < most).chain([most]).collect(),
@@ -532,6 +554,7 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
             c
         }
     };
+    let mut last = f64::INFINITY;
     for neurons in counts {
         let problem = minimax::Problem {
             source,
@@ -546,6 +569,8 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
             constant: budget.constant,
         };
         let Some(fit) = minimax::fit(&problem) else { break };
+        let (estimate, stalled) = (fit.estimate, fit.estimate > STALLED * last);
+        last = estimate;
         let round = |x: f64| format.round(x);
         let stack = Stack {
             source: (*source).clone(),
@@ -572,11 +597,19 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
                 .collect(),
         };
         field.enter(Candidate { stack, ideal: None, method: Method::Fit })?;
-        if field.met() {
+        // More neurons help no further where rounding decides, or where the last ones did not.
+        let decided = field.best.as_ref().is_some_and(|b| b.certificate.epsilon() > 8.0 * estimate);
+        if field.met() || neurons > 4 && (stalled || decided && *format != Format::F64) {
             break;
         }
     }
     Ok(())
+}
+
+fn most_fitted(request: &Request<'_>) -> usize {
+    let linear =
+        request.source.polynomial_pieces().is_some_and(|(_, p)| p.iter().all(|[_, _, square]| square.is_zero()));
+    if linear && request.form == Form::Plain { MOST_KINKS } else { MOST_SMOOTH }
 }
 
 /// Rounding may carry a weight over its limit; the largest number of the format within it will do.
