@@ -47,6 +47,9 @@ fn error(target: &str, source: &str, neurons: usize, max_weight: f64) -> Option<
     Some((error, s.stack.neurons.len(), format!("{:?}", f.status)))
 }
 
+/// A name and its (neurons, error).
+type Series = (String, Vec<(f64, f64)>);
+
 fn main() {
     let test = std::env::args().any(|a| a == "--test");
     let (targets, sources, counts) =
@@ -55,7 +58,11 @@ fn main() {
     let mut table = format!("{:<10} {:<6} {:>8}", "target", "source", "weights");
     counts.iter().for_each(|n| write!(table, " {:>9}", format!("n = {n}")).unwrap());
     table.push('\n');
+<<<<<<< HEAD
     let mut plots: Vec<(f64, Series)> = LIMITS.iter().map(|l| (*l, Vec::new())).collect();
+=======
+    let mut plots = LIMITS.map(|l| (l, Vec::<Series>::new()));
+>>>>>>> 25636d5
     let mut rises = Vec::new();
     for (name, target) in targets {
         for source in sources.iter().filter(|s| *s != name) {
@@ -100,7 +107,7 @@ fn main() {
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("tradeoff.csv"), csv).unwrap();
     // What a picture can show: the smooth and jumping targets from silu under either limit.
-    let shown: Vec<(String, Vec<(f64, f64)>)> = plots
+    let shown: Vec<Series> = plots
         .into_iter()
         .flat_map(|(limit, series)| {
             let from_silu = series.into_iter().filter(|(name, _)| name.ends_with("from silu"));
