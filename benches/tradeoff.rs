@@ -58,11 +58,7 @@ fn main() {
     let mut table = format!("{:<10} {:<6} {:>8}", "target", "source", "weights");
     counts.iter().for_each(|n| write!(table, " {:>9}", format!("n = {n}")).unwrap());
     table.push('\n');
-<<<<<<< HEAD
     let mut plots: Vec<(f64, Series)> = LIMITS.iter().map(|l| (*l, Vec::new())).collect();
-=======
-    let mut plots = LIMITS.map(|l| (l, Vec::<Series>::new()));
->>>>>>> 25636d5
     let mut rises = Vec::new();
     for (name, target) in targets {
         for source in sources.iter().filter(|s| *s != name) {
