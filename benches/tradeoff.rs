@@ -29,9 +29,6 @@ const LIMITS: [f64; 2] = [16.0, 1_048_576.0];
 const DOMAIN: (f64, f64) = (-8.0, 8.0);
 const BAND: f64 = 0.125;
 
-/// Named curves of (neurons, error).
-type Series = Vec<(String, Vec<(f64, f64)>)>;
-
 /// The certified error off the bands and the overshoot inside, whichever is larger; `None` where nothing keeps to the
 /// limits.
 fn error(target: &str, source: &str, neurons: usize, max_weight: f64) -> Option<(f64, usize, String)> {
@@ -58,7 +55,7 @@ fn main() {
     let mut table = format!("{:<10} {:<6} {:>8}", "target", "source", "weights");
     counts.iter().for_each(|n| write!(table, " {:>9}", format!("n = {n}")).unwrap());
     table.push('\n');
-    let mut plots: Vec<(f64, Series)> = LIMITS.iter().map(|l| (*l, Vec::new())).collect();
+    let mut plots = LIMITS.map(|l| (l, Vec::<Series>::new()));
     let mut rises = Vec::new();
     for (name, target) in targets {
         for source in sources.iter().filter(|s| *s != name) {
