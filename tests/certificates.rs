@@ -413,7 +413,7 @@ fn part(smooth: bool) -> BoxedStrategy<String> {
         1 => (act.clone(), line()).prop_map(|(a, b)| format!("{a} * step{b}")),
         1 => (eighth(24), eighth(24)).prop_map(|(t, c)| format!("relu(jumprelu(z, {t}) - {c})")),
         1 => (eighth(24), eighth(24)).prop_map(|(t, c)| format!("min(jumprelu(z, {t}), {c})")),
-        1 => (prop::sample::select(vec!["hardtanh", "relu6", "abs", "hardsigmoid"]), line(), eighth(9))
+        1 => (prop::sample::select(vec!["hardtanh", "relu6", "abs"]), line(), eighth(9))
             .prop_map(|(n, l, c)| format!("step({n}{l} - {c})")),
         1 => (line(), line(), eighth(9)).prop_map(|(a, b, c)| format!("select({a}, {c}, select({b}, {c}, 1))")),
     ]
