@@ -204,7 +204,7 @@ impl<'a> Judge<'a> {
         }
         samples = self.samples(&l, &h, 400);
         let mut width = (&h - &l) / Big::from(400);
-        for _ in 0..20 {
+        for _ in 0..140 {
             let now = excess(&samples);
             if now <= *allowed {
                 break;
