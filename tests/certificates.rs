@@ -205,7 +205,7 @@ impl<'a> Judge<'a> {
         }
         samples = self.samples(&l, &h, 400);
         let mut width = (&h - &l) / Big::from(400);
-        for _ in 0..20 {
+        for _ in 0..140 {
             let now = excess(&samples);
             if now <= *allowed {
                 break;
@@ -276,7 +276,8 @@ impl<'a> Judge<'a> {
                             let (l, h) = self.window(&zb, f.delta + d);
                             self.samples(&l, &h, 16).iter().all(|s| s.1 == 0.0)
                         };
-                        if wide(1e-3) && !hides(self.target) {
+                        // Far out, 320 bits take e^z for 0 beside 1.
+                        if wide(1e-3) && z.abs() < 50.0 && !hides(self.target) {
                             return say("leak is not stated", &y.abs(), 0.0);
                         }
                     }
@@ -687,7 +688,8 @@ proptest! {
             }
             let exact = Rational::from_float(z).unwrap();
             let on_knot = p.knots.contains(&exact) || z == domain.lo() || z == domain.hi();
-            if on_knot || z.abs() > 1e4 {
+            // Beside a constant, 320 bits take a subnormal number for 0.
+            if on_knot || z.abs() > 1e4 || z.abs() < 1e-60 {
                 continue;
             }
             let k = p.knots.iter().filter(|t| **t < exact).count();
