@@ -36,6 +36,8 @@ use crate::stack::{IdealStack, Stack};
 
 /// Branch and bound stops when the upper bound is within this factor of a value that is attained.
 const RELATIVE_GAP: f64 = 2e-7;
+/// The same for errors at rounding level, which converge more slowly: still inside a tightness of 1.001.
+const ROUNDING_GAP: f64 = 3e-4;
 /// … or after this many boxes: the bound is then valid but wider.
 const MAX_BOXES: usize = 400_000;
 /// Beyond this argument an atom counts as a remainder; e^−60 ≈ 9e−27.
@@ -765,7 +767,7 @@ fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
         tilted = stretches.iter().flat_map(|s| s.tilted(eta)).collect();
         &tilted
     };
-    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new() };
+    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new(), gap: RELATIVE_GAP };
     for s in stretches {
         let (up_done, down_done) = search.exact_side(s);
         if !(up_done && down_done) {
@@ -815,6 +817,8 @@ struct Search {
     exact: f64,
     heap: BinaryHeap<Box1>,
     sections: Vec<Section>,
+    /// relative distance to an attained value at which to stop
+    gap: f64,
 }
 
 impl Search {
@@ -861,6 +865,9 @@ impl Search {
             let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
             let programs: Vec<_> =
                 candidates.map(|c| (Program::new(&c.form, &middle), c.upper && up, c.lower && down)).collect();
+            if programs.iter().any(|(p, _, _)| p.is_rounding()) {
+                self.gap = ROUNDING_GAP;
+            }
             self.sections.push(Section { programs });
             let section = self.sections.len() - 1;
             let (l, r) = (enclose(&ends[0]).lo(), enclose(&ends[1]).hi());
@@ -927,7 +934,7 @@ impl Search {
         let mut boxes = 0;
         while let Some(top) = self.heap.pop() {
             let goal = self.best.max(self.exact);
-            if top.bound <= goal * (1.0 + RELATIVE_GAP) || top.bound <= settled {
+            if top.bound <= goal * (1.0 + self.gap) || top.bound <= settled {
                 settled = settled.max(top.bound);
                 break;
             }

@@ -438,6 +438,11 @@ impl Program {
         }
     }
 
+    /// Does the program hold a difference of atoms that all but cancel, as rounding leaves them?
+    pub fn is_rounding(&self) -> bool {
+        matches!(self, Program::Sum(_, terms) if terms.iter().any(|t| t.step.is_some()))
+    }
+
     /// Enclosure of the value only.
     pub fn value(&self, z: Interval) -> Interval {
         match self {
