@@ -10,7 +10,7 @@ use crate::block::Block;
 use crate::certificate::{
     Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, IdealFile, NeuronFile, ResponseFile, VERSION, sha256,
 };
-use crate::certify::{Domain, jumps};
+use crate::certify::Domain;
 use crate::derive::{BlockProof, ResponseClaim, derive};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
@@ -327,7 +327,6 @@ fn lower(
         for (c, x) in constant.iter_mut().zip(v) {
             *c += nominal.constant * x;
         }
-        let jumps = jumps(&part.target, part.response.domain)?;
         claims.push(ResponseClaim {
             name: part.response.name.clone(),
             target: part.target.clone(),
@@ -335,7 +334,7 @@ fn lower(
             b: pre.b,
             v: v.clone(),
             domain: part.response.domain,
-            delta: if jumps.is_empty() { 0.0 } else { part.response.band },
+            delta: solution.certificate.delta(),
             tolerance: options.budget.tolerance,
             units: first..unit,
             stack: Stack { source: options.source.clone(), constant: nominal.constant, neurons },

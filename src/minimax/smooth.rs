@@ -321,6 +321,16 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// By how much f (left in `values`) exceeds the hull's upper end, and falls short of its lower end, row by row.
+    fn excess(&self, stack: &Stack, points: &Points, values: &mut Vec<f64>) -> (Vec<f64>, Vec<f64>) {
+        self.values(stack, points, HEAVY, values);
+        let sides = |(row, f): (usize, &f64)| {
+            let (lo, hi) = self.hull(points, row, HEAVY);
+            (f - hi, lo - f)
+        };
+        values.iter().enumerate().map(sides).unzip()
+    }
+
     fn hull(&self, points: &Points, row: usize, heavy: f64) -> (f64, f64) {
         let m = points.z.len();
         if row < m {
@@ -515,15 +525,7 @@ impl<'a> Model<'a> {
                 break;
             }
             self.jacobian(&stack, points, HEAVY, &mut jac);
-            self.values(&stack, points, HEAVY, &mut scratch);
-            let (above, below): (Vec<f64>, Vec<f64>) = scratch
-                .iter()
-                .enumerate()
-                .map(|(row, f)| {
-                    let (lo, hi) = self.hull(points, row, HEAVY);
-                    (f - hi, lo - f)
-                })
-                .unzip();
+            let (above, below) = self.excess(&stack, points, &mut scratch);
             // Each variable in units of its own trust region.
             let top = stack.p.iter().chain(&stack.q).fold(self.slope, |s, v| s.max(v.abs()));
             let mut unit = vec![0.0; cols];
@@ -598,15 +600,7 @@ impl<'a> Model<'a> {
         let linear: Vec<usize> = (0..cols).filter(|j| *j == n * k || j % k < k - 2).collect();
         let (mut jac, mut f) = (Vec::new(), Vec::new());
         self.jacobian(stack, points, HEAVY, &mut jac);
-        self.values(stack, points, HEAVY, &mut f);
-        let (above, below): (Vec<f64>, Vec<f64>) = f
-            .iter()
-            .enumerate()
-            .map(|(row, f)| {
-                let (lo, hi) = self.hull(points, row, HEAVY);
-                (f - hi, lo - f)
-            })
-            .unzip();
+        let (above, below) = self.excess(stack, points, &mut f);
         let top = stack.p.iter().chain(&stack.q).fold(self.slope, |s, v| s.max(v.abs()));
         let (mut unit, mut lower, mut upper) = (Vec::new(), Vec::new(), Vec::new());
         for &j in &linear {
