@@ -64,6 +64,9 @@ pub struct Options {
     pub format: Format,
     /// do the projections have biases?
     pub biases: bool,
+    /// how many numbers of `format` make up a bias: a host that has exact ones in its stream sums a bias up from several
+    /// weights, see [`crate::host`]. 1: a bias is a number of `format`; more: an f32.
+    pub bias_parts: usize,
     /// limits for each response (its band is the response's own)
     pub budget: Budget,
     /// R: the certificate holds for ‖x‖ ≤ R; without it, it speaks of the pre-activations only
@@ -78,9 +81,27 @@ impl Default for Options {
             form: Form::Gated,
             format: Format::F32,
             biases: true,
+            bias_parts: 1,
             budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
             norm: None,
         }
+    }
+}
+
+impl Options {
+    /// The format of the block's biases.
+    pub fn bias_format(&self) -> Format {
+        if self.bias_parts > 1 { Format::F32 } else { self.format }
+    }
+
+    /// A bias that the host can realise exactly: the sum of `bias_parts` numbers of the format, within f32.
+    fn round_bias(&self, x: f64) -> f64 {
+        let mut rest = self.bias_format().round(x);
+        (0..self.bias_parts.max(1)).fold(0.0, |sum, _| {
+            let part = self.format.round(rest);
+            rest -= part;
+            sum + part
+        })
     }
 }
 
@@ -305,12 +326,12 @@ fn lower(
             for (k, w) in pre.w.iter().enumerate() {
                 gate[(unit, k)] = round(n.weight * w);
             }
-            gate_bias[unit] = round(n.weight * pre.b + n.bias);
+            gate_bias[unit] = options.round_bias(n.weight * pre.b + n.bias);
             if let Some((p, q)) = n.up {
                 for (k, w) in pre.w.iter().enumerate() {
                     up[(unit, k)] = round(p * w);
                 }
-                up_bias[unit] = round(p * pre.b + q);
+                up_bias[unit] = options.round_bias(p * pre.b + q);
             }
             for (k, x) in v.iter().enumerate() {
                 down[(k, unit)] = round(n.out * x);
@@ -341,7 +362,7 @@ fn lower(
             ideal: solution.ideal.clone(),
         });
     }
-    let down_bias = DVector::from_iterator(d, constant.into_iter().map(round));
+    let down_bias = DVector::from_iterator(d, constant.into_iter().map(|x| options.round_bias(x)));
     let finite = |name: &str, ok: bool| {
         if ok {
             Ok(())
@@ -368,6 +389,7 @@ fn lower(
         source: options.source.clone(),
         form: options.form,
         format: options.format,
+        bias_format: options.bias_format(),
         gate,
         gate_bias: biased(gate_bias, "gate biases")?,
         up: gated.then_some(up),

@@ -17,6 +17,7 @@ pub fn options(spec: &Spec) -> Options {
         form: spec.host.form,
         format: spec.host.format,
         biases: spec.host.biases,
+        bias_parts: 1,
         budget: Budget {
             neurons: spec.budget.neurons,
             max_weight: spec.budget.max_weight,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 36] = [
     "error",
     "interval",
     "rational",
@@ -27,6 +27,8 @@ const ORDER: [&str; 34] = [
     "files",
     "tensors",
     "block",
+    "carriers",
+    "host",
     "derive",
     "certificate",
     "compile",
