@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 36] = [
+const ORDER: [&str; 37] = [
     "error",
     "interval",
     "rational",
@@ -36,6 +36,7 @@ const ORDER: [&str; 36] = [
     "spec",
     "intervention",
     "verify",
+    "splice",
     "embedded",
     "observe",
     "report",
