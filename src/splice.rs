@@ -486,7 +486,9 @@ fn candidates(checkpoint: &Checkpoint, sites: &[Site], borrow: &[usize]) -> Resu
         let mut sorted = borrow.to_vec();
         sorted.sort_unstable();
         if let Some(j) = sorted.iter().find(|j| **j >= d) {
-            return Err(Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d)));
+            return Err(
+                Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d))
+            );
         }
         if sorted.windows(2).any(|w| w[0] == w[1]) {
             return Err(Error::input("a coordinate to borrow is named twice"));

@@ -88,7 +88,9 @@ impl Files {
             let missing = Error::input(format!("no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}")).at(place);
             let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|n| dir.join(n).exists());
             return Err(if pickled {
-                missing.help("pytorch_model.bin is not read: convert it to safetensors (save_pretrained of transformers does)")
+                missing.help(
+                    "pytorch_model.bin is not read: convert it to safetensors (save_pretrained of transformers does)",
+                )
             } else {
                 missing
             });
@@ -515,9 +517,7 @@ fn entries<'a>(
                 let site = sites.iter().find(|s| s.0 == origin).and_then(|s| s.1.get(k.checked_sub(1)?));
                 match site {
                     None => source(Place { layer: Some(origin), ..*place }, from, scale),
-                    Some(inserted) => {
-                        (content(inserted, place.slot.name, carriers), layer_name(origin, DOWN_WEIGHT))
-                    }
+                    Some(inserted) => (content(inserted, place.slot.name, carriers), layer_name(origin, DOWN_WEIGHT)),
                 }
             }
         };
@@ -539,7 +539,8 @@ fn source(place: Place, from: &Layout, scale: Option<f64>) -> (Content<'static>,
 /// A tensor of an inserted layer.
 fn content<'a>(inserted: &'a InsertedLayer, slot: &str, carriers: &Carriers) -> Content<'a> {
     let mlp = &inserted.mlp;
-    let bias = |v: &Option<nalgebra::DVector<f64>>| v.as_ref().map_or(Content::Zeros, |v| Content::vector(v.as_slice()));
+    let bias =
+        |v: &Option<nalgebra::DVector<f64>>| v.as_ref().map_or(Content::Zeros, |v| Content::vector(v.as_slice()));
     let matrix = |m: &'a DMatrix<f64>| Content::Numbers(Cow::Borrowed(m));
     match slot {
         // Its attention is 0: any gain would do, and 1 is plain.
