@@ -399,6 +399,7 @@ impl Fit {
             tolerance: self.tolerance,
             band: self.band,
             constant: !self.no_constant,
+            bias_format: None,
         };
         let solution = solve(&Request { target: &target, source: &source, form, format, domain, budget })?;
         let figures = solution.certificate.figures();
