@@ -86,6 +86,18 @@ impl Insertion {
     pub fn single(block: Block) -> Insertion {
         Insertion { live: block.hidden_size(), guards: 0, reach: 0.0, blocks: vec![block] }
     }
+
+    /// What is added to the stream, in f64, where nothing stands between the stream and the blocks: [d, n] → [d, n].
+    pub fn forward(&self, x: &DMatrix<f64>) -> DMatrix<f64> {
+        let mut stream = x.clone().resize_vertically(self.live + self.guards, 0.0);
+        let mut added = DMatrix::zeros(self.live, x.ncols());
+        for block in &self.blocks {
+            let written = block.forward(&stream);
+            added += written.rows(0, self.live);
+            stream += written;
+        }
+        added
+    }
 }
 
 /// The weights of an inserted decoder layer that are not 0. Matrices are [out, in]; H is the spliced hidden size.

@@ -11,8 +11,8 @@ use serde::Serialize;
 use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
-use neurograft::compile::{Compiled, compile_with_progress};
-use neurograft::explain::{counted, explain, figures, formula, limit, short};
+use neurograft::compile::{Compiled, Depth, compile_with_progress};
+use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::panels::panels;
@@ -121,11 +121,16 @@ struct Splice {
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
     carriers: Choice,
     /// How many layers an intervention may take: auto, 1 or 2
-    #[arg(long, default_value = "auto", value_parser = ["auto", "1", "2"])]
-    layers: String,
+    ///
+    /// In place of what the specification says
+    #[arg(long, value_parser = ["auto", "1", "2"])]
+    layers: Option<String>,
     /// The coordinates to borrow, best first; without it the program chooses quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
+    /// The largest |x_j| in borrowed coordinates that the certificate covers; without it, the bound on the norm of x
+    #[arg(long, value_name = "BOUND")]
+    borrow_within: Option<f64>,
     /// Print the plan and its cost; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -133,7 +138,7 @@ struct Splice {
     #[arg(long)]
     force: bool,
     /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
-    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow"])]
+    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "borrow_within", "layers"])]
     check: Option<PathBuf>,
 }
 
@@ -215,6 +220,19 @@ fn summary(c: &Compiled) -> String {
             r.target
         );
     }
+    for t in c.certificate.gates.iter().flat_map(|g| &g.terms) {
+        out += &format!(
+            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
+            t.name,
+            t.units,
+            format!("{:?}", t.figures.status),
+            format!("{:.2e}", t.figures.outside),
+            format!("{:.2e}", t.figures.overshoot * t.figures.payload),
+            "-",
+            t.payload,
+            conditions(t)
+        );
+    }
     if let Some(t) = &c.proof.total {
         let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
         out += &format!(
@@ -224,6 +242,9 @@ fn summary(c: &Compiled) -> String {
     }
     out +=
         "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
+    if c.first.is_some() {
+        out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
+    }
     for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
         if let Some(limit) = limit(&r.certificate, s, c.certificate.format) {
             out += &format!("{}: the tolerance is missed; what limits it is {limit}\n", r.name);
@@ -251,18 +272,19 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
 }
 
 fn verify_dir(dir: &Path) -> Outcome {
-    let (file, proof) = verify::verify(dir)?;
-    let hidden = file.intermediate_size;
+    let verified = verify::verify(dir)?;
+    let file = &verified.file;
+    let hidden: usize = verified.blocks.iter().map(|b| b.intermediate_size()).sum();
+    let terms = file.gates.as_ref().map_or(&[][..], |g| &g.terms);
     say(&format!(
         "{}: {} responses, {hidden} hidden units, all bounds derived anew and equal\n",
         dir.display(),
-        file.responses.len()
+        file.responses.len() + terms.len()
     ));
-    for (r, p) in file.responses.iter().zip(&proof.responses) {
-        say(&format!("{}\n", r.name));
-        for line in figures(p.figures(), p.rounding.as_ref()) {
-            say(&format!("  {line}\n"));
-        }
+    let described = file.responses.iter().map(|r| (&r.name, figures(&r.certificate, r.rounding.as_ref())));
+    for (name, lines) in described.chain(terms.iter().map(|t| (&t.name, gate_figures(&t.figures)))) {
+        say(&format!("{name}\n"));
+        lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -275,12 +297,15 @@ impl Splice {
         let (Some(spec), Some(model)) = (&self.spec, &self.model) else {
             return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
         };
-        if self.layers == "2" {
-            return Err(Error::unsupported("two inserted layers cannot be compiled yet").help("--layers auto or 1"));
-        }
         let options = SpliceOptions {
             carriers: self.carriers,
             borrow: self.borrow.clone(),
+            borrow_within: self.borrow_within,
+            depth: self.layers.as_deref().map(|l| match l {
+                "1" => Depth::One,
+                "2" => Depth::Two,
+                _ => Depth::Auto,
+            }),
             dry_run: self.dry_run,
             force: self.force,
         };

@@ -19,19 +19,18 @@ use std::str::FromStr;
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::block::Block;
 use crate::carriers::{Carriers, Kind};
-use crate::certificate::{BLOCK_FILE, CertificateFile};
-use crate::compile::{Compiled, Options, Target, compile_with_progress};
-use crate::derive::BlockProof;
+use crate::certificate::CertificateFile;
+use crate::compile::{Compiled, Depth, Draft, Options, Target, draft};
+use crate::derive::Reading;
 use crate::error::{At, Error, Result};
 use crate::files::{folder_of, write_whole};
 use crate::format::Format;
-use crate::host::{Host, InsertedLayer, Insertion, lower};
+use crate::host::{Host, InsertedLayer, lower};
 use crate::intervention;
 use crate::sae::Sae;
 use crate::spec::Spec;
-use crate::tensors::{TensorFile, valid_range};
+use crate::tensors::valid_range;
 use crate::verify::verify;
 
 pub mod card;
@@ -77,6 +76,10 @@ pub struct SpliceOptions {
     pub carriers: Choice,
     /// the coordinates to borrow, best first; empty: the program chooses
     pub borrow: Vec<usize>,
+    /// bound on |x_j| in borrowed coordinates for which the certificate is to hold; `None`: the bound on ‖x‖
+    pub borrow_within: Option<f64>,
+    /// how many layers a site may take; `None`: as the specification says
+    pub depth: Option<Depth>,
     /// plan only
     pub dry_run: bool,
     /// replace an earlier splice
@@ -95,10 +98,10 @@ pub struct PlannedSite {
     pub inserted: Range<usize>,
     /// the SAE as the specification names it, its model and its hook
     pub origin: Origin,
-    /// the certified block
+    /// bound on ‖x‖ for which the certificate speaks
+    pub norm: Option<f64>,
+    /// the certified block, or two
     pub compiled: Compiled,
-    /// the same, as something to insert
-    pub insertion: Insertion,
     /// the same, as weights of decoder layers
     pub layers: Vec<InsertedLayer>,
 }
@@ -163,8 +166,6 @@ pub struct Plan {
     pub sites: Vec<PlannedSite>,
     /// what it costs
     pub cost: Cost,
-    /// bound on ‖x‖ for which the certificates speak
-    pub norm: Option<f64>,
     /// what whoever runs the result should know
     pub notes: Vec<String>,
 }
@@ -203,8 +204,6 @@ pub struct Manifest {
     pub host: Host,
     /// how the norm is neutralised
     pub carriers: Carriers,
-    /// bound on ‖x‖ for which the certificates speak
-    pub norm: Option<f64>,
     /// ascending
     pub sites: Vec<ManifestSite>,
     /// what it costs
@@ -221,6 +220,8 @@ pub struct ManifestSite {
     pub layer: usize,
     /// the numbers of the inserted layers
     pub inserted: Vec<usize>,
+    /// bound on ‖x‖ for which the certificate speaks
+    pub norm: Option<f64>,
     /// where block and certificate are, beside the manifest
     pub directory: String,
     /// where the features come from
@@ -294,17 +295,18 @@ pub fn splice(
     options: &SpliceOptions,
     progress: Progress<'_>,
 ) -> Result<Plan> {
-    let spec = Spec::read(spec_path)?;
+    let specs = Spec::read_all(spec_path)?;
     let checkpoint = Checkpoint::open(model)?;
     let output = match output {
         Some(output) => {
-            checkpoint.vacant(output, options.force, &[spec_path, &spec.sae])?;
+            let kept: Vec<&Path> = specs.iter().map(|s| &*s.sae).chain([spec_path]).collect();
+            checkpoint.vacant(output, options.force, &kept)?;
             Some(output)
         }
         None if options.dry_run => None,
         None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
     };
-    let mut plan = plan(&spec, &checkpoint, options, progress)?;
+    let mut plan = plan(&specs, &checkpoint, options, progress)?;
     // Whoever gets the result has no use for the path of our specification.
     for site in &mut plan.sites {
         if let Ok(written) = site.origin.sae.strip_prefix(folder_of(spec_path)) {
@@ -318,16 +320,17 @@ pub fn splice(
 }
 
 /// One place of a specification: the layer and what is done after it.
-struct Site {
+struct Site<'a> {
+    spec: &'a Spec,
     layer: usize,
     origin: Origin,
     target: Target,
 }
 
 /// Decides everything: compiles the blocks, chooses the carriers, lowers.
-fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress: Progress<'_>) -> Result<Plan> {
+fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progress: Progress<'_>) -> Result<Plan> {
     let host = checkpoint.host();
-    let sites = sites(spec, host)?;
+    let sites = sites(specs, host)?;
     let kinds: &[Kind] = match (options.carriers, options.borrow.is_empty()) {
         (Choice::Padded, false) => {
             return Err(Error::input("coordinates to borrow, and carriers = padded").help("leave one of them out"));
@@ -335,26 +338,28 @@ fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress:
         (Choice::Padded, true) => &[Kind::Padded],
         (Choice::Borrowed, _) | (Choice::Auto, false) => &[Kind::Borrowed],
         // In 16 bits borrowing costs a hundredth of x_j: nobody should get that without asking.
-        (Choice::Auto, true) if host.stream == Format::F32 && spec.domain.norm.is_some() => {
+        (Choice::Auto, true) if host.stream == Format::F32 && sites.iter().all(|s| s.spec.domain.norm.is_some()) => {
             &[Kind::Padded, Kind::Borrowed]
         }
         (Choice::Auto, true) => &[Kind::Padded],
     };
+    if options.borrow_within.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
+        return Err(Error::input("the bound on borrowed coordinates must be positive and finite"));
+    }
     let mut refusals = Vec::new();
     for kind in kinds {
-        match insertions(spec, checkpoint, &sites, *kind, &options.borrow, progress) {
+        match insertions(checkpoint, &sites, *kind, options, progress) {
             Ok((carriers, planned)) => {
                 let inserted = planned.iter().map(|s| s.layers.len()).sum();
                 let mut notes = checkpoint.notes(&carriers)?;
                 notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
-                notes.push(card::norms(spec.domain.norm));
+                notes.extend(card::notes(&carriers, host, &planned));
                 return Ok(Plan {
                     architecture: checkpoint.architecture().to_string(),
                     host: host.clone(),
                     cost: checkpoint.cost(&carriers, inserted),
                     carriers,
                     sites: planned,
-                    norm: spec.domain.norm,
                     notes,
                 });
             }
@@ -366,7 +371,17 @@ fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress:
 }
 
 /// Where a specification intervenes, ascending, each with its target.
-fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
+fn sites<'a>(specs: &'a [Spec], host: &Host) -> Result<Vec<Site<'a>>> {
+    let mut sites = specs.iter().map(|spec| site(spec, host)).collect::<Result<Vec<_>>>()?;
+    sites.sort_by_key(|s| s.layer);
+    match sites.windows(2).find(|w| w[0].layer == w[1].layer) {
+        Some(w) => Err(Error::input(format!("two sites after layer {}", w[0].layer))
+            .help("put all interventions at one layer into one site")),
+        None => Ok(sites),
+    }
+}
+
+fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
     let sae = Sae::open(&spec.sae)?;
     let place = || spec.sae.display().to_string();
     if sae.d_in() != host.hidden_size {
@@ -378,9 +393,12 @@ fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
         .at(place())
         .help("use an SAE that was trained on this model"));
     }
-    let layer = layer_of(sae.hook_name()).at(place)?;
+    let layer = match spec.layer {
+        Some(layer) => layer,
+        None => layer_of(sae.hook_name()).at(place)?,
+    };
     if layer >= host.layers {
-        return Err(Error::input(format!("the SAE reads after layer {layer}, the model has {} layers", host.layers))
+        return Err(Error::input(format!("there is no layer {layer} to insert after"))
             .at(place())
             .help(valid_range("layers", host.layers)));
     }
@@ -389,7 +407,7 @@ fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
         model: sae.model_name().map(String::from),
         hook: sae.hook_name().map(String::from),
     };
-    Ok(vec![Site { layer, origin, target: intervention::target(spec, &sae)? }])
+    Ok(Site { spec, layer, origin, target: intervention::target(spec, &sae)? })
 }
 
 /// The layer after which a TransformerLens hook reads the stream.
@@ -406,13 +424,27 @@ fn layer_of(hook: Option<&str>) -> Result<usize> {
             Some(h) => format!("the hook '{}' is not the stream after a layer", h.escape_debug()),
             None => "the SAE does not say which layer it reads".into(),
         })
-        .help("hook_name should be blocks.N.hook_resid_post, or blocks.N.hook_resid_pre for the layer before N")
+        .help("write layer = N in the specification: the layer after which to intervene")
     })
 }
 
-/// One site's block under a host. The one place that calls the compiler.
-fn compile_site(spec: &Spec, host: &Host, target: &Target, kind: Kind, progress: Progress<'_>) -> Result<Compiled> {
-    let asked = intervention::options(spec);
+/// One site's weights under a host.
+fn compile_site(
+    site: &Site<'_>,
+    host: &Host,
+    kind: Kind,
+    depth: Option<Depth>,
+    progress: Progress<'_>,
+) -> Result<Draft> {
+    let asked = intervention::options(site.spec);
+    let depth = match (kind, depth.unwrap_or(asked.depth)) {
+        // What passes between two layers must not meet x.
+        (Kind::Borrowed, Depth::Auto) => Depth::One,
+        (Kind::Borrowed, Depth::Two) => {
+            return Err(Error::unsupported("two inserted layers need padded carriers").help("or layers = 1"));
+        }
+        (_, depth) => depth,
+    };
     let options = Options {
         source: host.source.clone(),
         form: host.form,
@@ -420,34 +452,34 @@ fn compile_site(spec: &Spec, host: &Host, target: &Target, kind: Kind, progress:
         biases: true,
         // With padded carriers a bias is a sum of weights on exact ones.
         bias_parts: if kind == Kind::Padded { host.bias_parts() } else { 1 },
+        depth,
         ..asked
     };
-    compile_with_progress(target, &options, &|done, all| progress("responses", done as u64, all as u64))
+    draft(&site.target, &options, &|done, all| progress("responses", done as u64, all as u64))
 }
 
 /// All sites under one kind of carriers.
 fn insertions(
-    spec: &Spec,
     checkpoint: &Checkpoint,
-    sites: &[Site],
+    sites: &[Site<'_>],
     kind: Kind,
-    borrow: &[usize],
+    options: &SpliceOptions,
     progress: Progress<'_>,
 ) -> Result<(Carriers, Vec<PlannedSite>)> {
     let host = checkpoint.host();
-    let norm = spec.domain.norm;
-    let compiled: Vec<(Compiled, Insertion)> = sites
+    let place = |s: &Site<'_>| format!("layer {}", s.layer);
+    let drafts = sites
         .iter()
-        .map(|s| {
-            let compiled = compile_site(spec, host, &s.target, kind, progress)?;
-            let insertion = Insertion::single(compiled.block.clone());
-            Ok((compiled, insertion))
-        })
-        .collect::<Result<_>>()?;
+        .map(|s| compile_site(s, host, kind, options.depth, progress).at(|| place(s)))
+        .collect::<Result<Vec<Draft>>>()?;
+    // The same carriers serve all sites: those that the largest residual needs.
+    let norms = sites.iter().map(|s| s.spec.domain.norm).collect::<Option<Vec<f64>>>();
+    let norm = norms.map(|n| n.into_iter().fold(0.0, f64::max));
     let carriers = match kind {
         Kind::Padded => {
-            let guards = compiled.iter().map(|(_, i)| i.guards).max().unwrap_or(0);
-            let reach = compiled.iter().map(|(_, i)| i.reach).fold(0.0, f64::max);
+            let insertions: Vec<_> = drafts.iter().map(Draft::insertion).collect();
+            let guards = insertions.iter().map(|i| i.guards).max().unwrap_or(0);
+            let reach = insertions.iter().map(|i| i.reach).fold(0.0, f64::max);
             Carriers::padded(host.hidden_size, host.multiple, host.bias_parts(), guards, host.stream, norm, reach)?
         }
         Kind::Borrowed => {
@@ -455,38 +487,56 @@ fn insertions(
                 Error::input("borrowed carriers need domain.norm: their size is a compromise that depends on ‖x‖")
                     .help("give domain.norm, a bound on the norm of the residuals, or use padded carriers")
             })?;
-            Carriers::borrowed(host.hidden_size, &candidates(checkpoint, sites, borrow)?, host.stream, norm)?
+            let candidates = candidates(checkpoint, sites, &options.borrow)?;
+            Carriers::borrowed(host.hidden_size, &candidates, host.stream, norm)?
         }
     };
-    let mut shift = 0;
-    let planned = sites.iter().zip(compiled).map(|(site, (compiled, insertion))| {
-        let layers = lower(&insertion, &carriers, host.weights).at(|| format!("layer {}", site.layer))?;
+    let mut next = 1;
+    let mut planned = Vec::with_capacity(sites.len());
+    for (site, draft) in sites.iter().zip(drafts) {
+        let norm = site.spec.domain.norm;
+        let reading = reading(&carriers, host, norm, draft.insertion().reach, options.borrow_within)?;
+        let compiled = draft.prove(&reading).at(|| place(site))?;
+        let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| place(site))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
             return Err(Error::unsupported(format!(
                 "the block needs {} hidden units, the model's MLPs have {}",
                 l.mlp.intermediate_size(),
                 host.intermediate_size
             ))
-            .at(format!("layer {}", site.layer))
+            .at(place(site))
             .help("intervene on fewer features, or lower budget.neurons"));
         }
-        let first = site.layer + 1 + shift;
-        shift += layers.len();
-        Ok(PlannedSite {
-            layer: site.layer,
-            inserted: first..first + layers.len(),
-            origin: site.origin.clone(),
-            compiled,
-            insertion,
-            layers,
-        })
-    });
-    let planned = planned.collect::<Result<_>>()?;
+        let first = site.layer + next;
+        next += layers.len();
+        let inserted = first..first + layers.len();
+        planned.push(PlannedSite { layer: site.layer, inserted, origin: site.origin.clone(), norm, compiled, layers });
+    }
     Ok((carriers, planned))
 }
 
+/// What the neutralised norm hands to an MLP in place of x.
+///
+/// x itself where an engine that computes the norm in f32 finds its scale exactly; and without a bound on ‖x‖ the certificate
+/// speaks of the pre-activations that are read.
+fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, reach: f64, within: Option<f64>) -> Result<Reading> {
+    let Some(norm) = norm else { return Ok(Reading::exact()) };
+    if carriers.kind == Kind::Padded && norm.hypot(reach) <= carriers.exact_up_to(host.stream) {
+        return Ok(Reading::exact());
+    }
+    let within = within.unwrap_or(norm).min(norm);
+    let scale = carriers.scale(norm, reach, within, host.norm_eps);
+    let dropped = match carriers.kind {
+        Kind::Padded => Vec::new(),
+        Kind::Borrowed => carriers.constants.iter().map(|c| (c.coordinate, within)).collect(),
+    };
+    let reading = Reading { scale: [scale.lo(), scale.hi()], dropped };
+    reading.check()?;
+    Ok(reading)
+}
+
 /// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
-fn candidates(checkpoint: &Checkpoint, sites: &[Site], borrow: &[usize]) -> Result<Vec<usize>> {
+fn candidates(checkpoint: &Checkpoint, sites: &[Site<'_>], borrow: &[usize]) -> Result<Vec<usize>> {
     let d = checkpoint.host().hidden_size;
     if !borrow.is_empty() {
         let mut sorted = borrow.to_vec();
@@ -527,13 +577,13 @@ impl Plan {
             source_sha256,
             host: self.host.clone(),
             carriers: self.carriers.clone(),
-            norm: self.norm,
             sites: self
                 .sites
                 .iter()
                 .map(|s| ManifestSite {
                     layer: s.layer,
                     inserted: s.inserted.clone().collect(),
+                    norm: s.norm,
                     directory: format!("site-{}", s.layer),
                     origin: s.origin.clone(),
                 })
@@ -608,10 +658,14 @@ impl Manifest {
                 return Err(wrong(format!("the site of layer {} is kept in {}", entry.layer, entry.directory)));
             }
             let dir = folder.join(&entry.directory);
-            let (certificate, proof, insertion) = verified(&dir).map_err(derived)?;
+            let verified = verify(&dir).map_err(derived)?;
+            let (certificate, insertion) = (&verified.file, verified.insertion());
+            let within = certificate.reading.dropped.first().map(|d| d.1);
+            let reading = reading(&self.carriers, &self.host, entry.norm, insertion.reach, within).map_err(derived)?;
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
-                || certificate.norm != self.norm
+                || certificate.norm != entry.norm
+                || certificate.reading != reading
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
             }
@@ -621,8 +675,8 @@ impl Manifest {
             if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
                 return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
             }
-            removes(&layers, &self.carriers, self.norm, self.host.norm_eps)?;
-            sites.push(CheckedSite { layer: entry.layer, certificate, proof, layers });
+            removes(&layers, &self.carriers, entry.norm, self.host.norm_eps)?;
+            sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
         }
         if sites.is_empty() {
             return Err(wrong("no layer is inserted".into()));
@@ -636,20 +690,10 @@ impl Manifest {
 pub struct CheckedSite {
     /// the layer of the source whose output is intervened on
     pub layer: usize,
-    /// what its file says
+    /// its certificate, all figures derived anew
     pub certificate: CertificateFile,
-    /// the same, derived
-    pub proof: BlockProof,
     /// the weights of the inserted layers, lowered anew
     pub layers: Vec<InsertedLayer>,
-}
-
-/// A site's files, verified, as something to insert.
-fn verified(dir: &Path) -> Result<(CertificateFile, BlockProof, Insertion)> {
-    let (file, proof) = verify(dir)?;
-    let tensors = TensorFile::open(dir.join(BLOCK_FILE))?;
-    let block = Block::from_safetensors(&tensors, file.source.clone(), file.form, file.format)?;
-    Ok((file, proof, Insertion::single(block)))
 }
 
 /// Do the carriers leave a site's layers as they came, in f64, whatever x is?

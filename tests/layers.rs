@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 37] = [
+const ORDER: [&str; 39] = [
     "error",
     "interval",
     "rational",
@@ -19,6 +19,7 @@ const ORDER: [&str; 37] = [
     "piecewise",
     "stack",
     "certify",
+    "gates",
     "canonical",
     "exact",
     "minimax",
@@ -30,6 +31,7 @@ const ORDER: [&str; 37] = [
     "carriers",
     "host",
     "derive",
+    "gated",
     "certificate",
     "compile",
     "sae",
