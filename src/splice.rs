@@ -675,7 +675,7 @@ impl Manifest {
             if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
                 return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
             }
-            removes(&layers, &self.carriers, entry.norm, self.host.norm_eps)?;
+            removes(&layers, &self.carriers, entry.norm, insertion.reach, self.host.norm_eps)?;
             sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
         }
         if sites.is_empty() {
@@ -697,7 +697,7 @@ pub struct CheckedSite {
 }
 
 /// Do the carriers leave a site's layers as they came, in f64, whatever x is?
-fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) -> Result<()> {
+fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, reach: f64, eps: f64) -> Result<()> {
     // Residuals of small and of the largest admissible norm; a fixed pattern is as good as a random one.
     let largest = norm.unwrap_or(1e3);
     let mut x = DMatrix::from_fn(c.hidden_size, 8, |i, t| {
@@ -712,7 +712,8 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) 
         let value = c.value(k);
         for t in 0..x.ncols() {
             // What the norm takes away from the constant that removes the carrier, and f64's own rounding.
-            let short = (x.column(t).norm() / value).powi(2) + eps * f64::exp2(-2.0 * f64::from(c.exponent));
+            let short =
+                (x.column(t).norm().hypot(reach) / value).powi(2) + eps * f64::exp2(-2.0 * f64::from(c.exponent));
             let left = (y[(k.coordinate, t)] - x[(k.coordinate, t)]).abs();
             let limit = match c.kind {
                 Kind::Padded => value * (4.0 * short + f64::EPSILON * 16.0),
