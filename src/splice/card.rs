@@ -38,10 +38,14 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
             .map(|k| format!("{:.1e} of x_{}", c.value(k) * host.stream.unit() / 2.0, k.coordinate))
             .collect();
         notes.push(format!(
-            "borrowed coordinates are not read, and lose their low bits in {}: up to {}; that rounding is not part of the certificate",
+            "borrowed coordinates lose their low bits in {}: up to {}; that rounding is not part of the certificate",
             host.stream,
             lost.join(", ")
         ));
+        notes.push(
+            "borrowed coordinates are not read: the certificate allows for all of |x_j| up to --borrow-within, or ‖x‖"
+                .into(),
+        );
     }
     for site in sites {
         notes.push(match site.norm {
@@ -96,9 +100,10 @@ fn latency(cost: &Cost) -> String {
     )
 }
 
-/// A bound or a radius.
+/// A bound or a radius: as it is where that is short, else three digits.
 fn short(x: f64) -> String {
-    if x == 0.0 || (0.01..1e4).contains(&x.abs()) { format!("{x}") } else { format!("{x:.2e}") }
+    let plain = x.to_string();
+    if plain.len() <= 6 { plain } else { format!("{x:.2e}") }
 }
 
 /// The plan as a text.
