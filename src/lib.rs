@@ -40,7 +40,7 @@
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
-//! | weights and files | [`mod@format`], [`tensors`], [`block`], [`certificate`], [`files`] |
+//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
@@ -69,6 +69,7 @@ pub mod explain;
 pub mod expr;
 pub mod files;
 pub mod format;
+pub mod gguf;
 pub mod host;
 pub mod interval;
 pub mod intervention;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 36] = [
+const ORDER: [&str; 37] = [
     "error",
     "interval",
     "rational",
@@ -26,6 +26,7 @@ const ORDER: [&str; 36] = [
     "solve",
     "files",
     "tensors",
+    "gguf",
     "block",
     "carriers",
     "host",
