@@ -41,7 +41,7 @@
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
-//! | hosts | [`carriers`], [`host`] |
+//! | hosts | [`carriers`], [`host`], [`reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
 //! | what they see | [`observe`], [`explain`], [`panels`], [`report`] |
@@ -79,6 +79,7 @@ pub mod observe;
 pub mod panels;
 pub mod piecewise;
 pub mod rational;
+pub mod reference;
 pub mod report;
 pub mod ridge;
 pub mod sae;

@@ -218,6 +218,11 @@ impl Tensor<'_> {
         self.data.len() / self.format.bytes()
     }
 
+    /// Its bytes, little-endian, the last axis running fastest.
+    pub fn data(&self) -> &[u8] {
+        self.data
+    }
+
     /// Has it no values?
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 37] = [
+const ORDER: [&str; 38] = [
     "error",
     "interval",
     "rational",
@@ -30,6 +30,7 @@ const ORDER: [&str; 37] = [
     "block",
     "carriers",
     "host",
+    "reference",
     "derive",
     "certificate",
     "compile",
