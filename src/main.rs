@@ -120,6 +120,9 @@ struct Splice {
     /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
     carriers: Choice,
+    /// How many layers an intervention may take: auto, 1 or 2
+    #[arg(long, default_value = "auto", value_parser = ["auto", "1", "2"])]
+    layers: String,
     /// The coordinates to borrow, best first; without it the program chooses quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
@@ -272,6 +275,9 @@ impl Splice {
         let (Some(spec), Some(model)) = (&self.spec, &self.model) else {
             return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
         };
+        if self.layers == "2" {
+            return Err(Error::unsupported("two inserted layers cannot be compiled yet").help("--layers auto or 1"));
+        }
         let options = SpliceOptions {
             carriers: self.carriers,
             borrow: self.borrow.clone(),

@@ -25,7 +25,7 @@ use crate::certificate::{BLOCK_FILE, CertificateFile};
 use crate::compile::{Compiled, Options, Target, compile_with_progress};
 use crate::derive::BlockProof;
 use crate::error::{At, Error, Result};
-use crate::files::write_whole;
+use crate::files::{folder_of, write_whole};
 use crate::format::Format;
 use crate::host::{Host, InsertedLayer, Insertion, lower};
 use crate::intervention;
@@ -304,7 +304,13 @@ pub fn splice(
         None if options.dry_run => None,
         None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
     };
-    let plan = plan(&spec, &checkpoint, options, progress)?;
+    let mut plan = plan(&spec, &checkpoint, options, progress)?;
+    // Whoever gets the result has no use for the path of our specification.
+    for site in &mut plan.sites {
+        if let Ok(written) = site.origin.sae.strip_prefix(folder_of(spec_path)) {
+            site.origin.sae = written.to_path_buf();
+        }
+    }
     if let (Some(output), false) = (output, options.dry_run) {
         checkpoint.write(&plan, spec_path, output, progress)?;
     }
@@ -486,7 +492,9 @@ fn candidates(checkpoint: &Checkpoint, sites: &[Site], borrow: &[usize]) -> Resu
         let mut sorted = borrow.to_vec();
         sorted.sort_unstable();
         if let Some(j) = sorted.iter().find(|j| **j >= d) {
-            return Err(Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d)));
+            return Err(
+                Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d))
+            );
         }
         if sorted.windows(2).any(|w| w[0] == w[1]) {
             return Err(Error::input("a coordinate to borrow is named twice"));

@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use crate::carriers::Kind;
 use crate::certificate::CertificateFile;
-use crate::explain::short;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
 
@@ -69,6 +68,11 @@ fn latency(cost: &Cost) -> String {
     )
 }
 
+/// A bound or a radius.
+fn short(x: f64) -> String {
+    if x == 0.0 || (0.01..1e4).contains(&x.abs()) { format!("{x}") } else { format!("{x:.2e}") }
+}
+
 /// The plan as a text.
 pub(super) fn plan(plan: &Plan) -> String {
     let mut out = String::new();
@@ -99,7 +103,11 @@ pub(super) fn plan(plan: &Plan) -> String {
     }
     for site in &plan.sites {
         let _ = writeln!(out, "\nafter layer {}, from {}:", site.layer, site.origin.sae.display());
-        let _ = writeln!(out, "{:<28} {:<13} {:>10} {:>10} {:>10}  c(z)", "response", "status", "error", "overshoot", "leak");
+        let _ = writeln!(
+            out,
+            "{:<28} {:<13} {:>10} {:>10} {:>10}  c(z)",
+            "response", "status", "error", "overshoot", "leak"
+        );
         for row in rows(&site.compiled.certificate) {
             let [name, status, error, overshoot, leak, c] = row;
             let _ = writeln!(out, "{name:<28} {status:<13} {error:>10} {overshoot:>10} {leak:>10}  {c}");
@@ -156,7 +164,9 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
             site.origin.hook.as_ref().map_or(String::new(), |h| format!(" at `{h}`")),
             units(site, plan.host.intermediate_size)
         ));
-        add("| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |");
+        add(
+            "| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |",
+        );
         add("|---|---|---|---|---|---|---|---|");
         for (r, row) in site.compiled.certificate.responses.iter().zip(rows(&site.compiled.certificate)) {
             let [name, status, error, overshoot, leak, c] = row;
@@ -173,9 +183,11 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
             ));
         }
     }
-    add("Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
+    add(
+        "Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
          the stated ranges; an engine's own rounding comes on top. Statuses: Exact and ExactOutside (an identity, outside of \
-         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same).\n");
+         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same).\n",
+    );
     add("## Carriers and cost\n");
     let c = &plan.carriers;
     add(&match c.kind {
@@ -209,8 +221,10 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
          and compares with the inserted layers bit for bit.\n"
     ));
     add("## Engines\n");
-    add("* The engine must honour `attention_bias`: the constants are the inserted layer's `self_attn.o_proj.bias`. An engine that \
-         drops a bias it does not know, as vLLM does for classes without it, does so without a word.");
+    add(
+        "* The engine must honour `attention_bias`: the constants are the inserted layer's `self_attn.o_proj.bias`. An engine that \
+         drops a bias it does not know, as vLLM does for classes without it, does so without a word.",
+    );
     add(match c.kind {
         Kind::Padded => {
             "* No MLP bias is used (`mlp_bias` as in the source): engines whose Llama MLP has none, such as SGLang, need only \

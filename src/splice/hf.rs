@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nalgebra::DMatrix;
 use serde_json::{Map, Value, json};
 
+use crate::activation::Activation;
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
@@ -88,7 +89,9 @@ impl Files {
             let missing = Error::input(format!("no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}")).at(place);
             let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|n| dir.join(n).exists());
             return Err(if pickled {
-                missing.help("pytorch_model.bin is not read: convert it to safetensors (save_pretrained of transformers does)")
+                missing.help(
+                    "pytorch_model.bin is not read: convert it to safetensors (save_pretrained of transformers does)",
+                )
             } else {
                 missing
             });
@@ -323,6 +326,9 @@ impl Checkpoint {
         if !self.derived.is_empty() {
             notes.push("rotary frequencies (inv_freq) are left out: engines compute them from config.json".into());
         }
+        if self.host.source != Activation::Silu {
+            notes.push(format!("vLLM's Llama knows silu only, not {}", self.host.source));
+        }
         if carriers.kind == Kind::Padded {
             let (mean, largest) = self.gain_rounding(carriers.other_gains())?;
             notes.push(format!(
@@ -515,9 +521,7 @@ fn entries<'a>(
                 let site = sites.iter().find(|s| s.0 == origin).and_then(|s| s.1.get(k.checked_sub(1)?));
                 match site {
                     None => source(Place { layer: Some(origin), ..*place }, from, scale),
-                    Some(inserted) => {
-                        (content(inserted, place.slot.name, carriers), layer_name(origin, DOWN_WEIGHT))
-                    }
+                    Some(inserted) => (content(inserted, place.slot.name, carriers), layer_name(origin, DOWN_WEIGHT)),
                 }
             }
         };
@@ -539,7 +543,8 @@ fn source(place: Place, from: &Layout, scale: Option<f64>) -> (Content<'static>,
 /// A tensor of an inserted layer.
 fn content<'a>(inserted: &'a InsertedLayer, slot: &str, carriers: &Carriers) -> Content<'a> {
     let mlp = &inserted.mlp;
-    let bias = |v: &Option<nalgebra::DVector<f64>>| v.as_ref().map_or(Content::Zeros, |v| Content::vector(v.as_slice()));
+    let bias =
+        |v: &Option<nalgebra::DVector<f64>>| v.as_ref().map_or(Content::Zeros, |v| Content::vector(v.as_slice()));
     let matrix = |m: &'a DMatrix<f64>| Content::Numbers(Cow::Borrowed(m));
     match slot {
         // Its attention is 0: any gain would do, and 1 is plain.

@@ -103,7 +103,8 @@ fn same(found: &serde_json::Map<String, Value>, expected: &serde_json::Map<Strin
     for key in keys {
         let (f, e) = (found.get(key), expected.get(key));
         if f != e {
-            let text = |v: Option<&Value>| v.map_or("nothing".to_string(), |v| v.to_string().chars().take(80).collect());
+            let text =
+                |v: Option<&Value>| v.map_or("nothing".to_string(), |v| v.to_string().chars().take(80).collect());
             return Err(Error::disagreement(format!("{key} is {}, a splice leaves {}", text(f), text(e))).at(file));
         }
     }
