@@ -255,8 +255,27 @@ impl GgufFile {
         Self::parse(place.into(), Bytes::Owned(bytes.into()))
     }
 
+    /// The head of a file whose data is kept elsewhere: its tensors have no values.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`], but for what concerns the data.
+    pub fn from_head(place: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Result<Self> {
+        let (place, bytes) = (place.into(), bytes.into());
+        match head(&bytes) {
+            Ok((mut head, _)) => {
+                head.ranges = vec![0..0; head.tensors.len()];
+                Ok(GgufFile { place, bytes: Bytes::Owned(bytes), head })
+            }
+            Err(e) => Err(e.at(place)),
+        }
+    }
+
     fn parse(place: String, bytes: Bytes) -> Result<Self> {
-        match head(bytes.as_slice()) {
+        let parsed = head(bytes.as_slice()).and_then(|(mut head, data)| {
+            head.ranges = ranges(&head, &data, bytes.as_slice().len())?;
+            Ok(head)
+        });
+        match parsed {
             Ok(head) => Ok(GgufFile { place, bytes, head }),
             Err(e) => Err(e.at(place)),
         }
@@ -308,6 +327,12 @@ impl GgufFile {
     /// Is there a tensor of that name?
     pub fn contains(&self, name: &str) -> bool {
         self.head.index.contains_key(name)
+    }
+
+    /// Where a tensor's bytes lie in the file: for those who copy them without holding them.
+    pub fn span(&self, name: &str) -> Option<Range<u64>> {
+        let range = self.head.ranges.get(*self.head.index.get(name)?)?;
+        Some(range.start as u64..range.end as u64)
     }
 
     /// A tensor.
@@ -464,7 +489,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn head(bytes: &[u8]) -> Result<Head> {
+/// Where the data starts, and each tensor's offset from there.
+struct Data {
+    start: usize,
+    offsets: Vec<u64>,
+}
+
+fn head(bytes: &[u8]) -> Result<(Head, Data)> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::input("a Git LFS pointer, not the file it stands for").help("run 'git lfs pull' first"));
     }
@@ -511,27 +542,33 @@ fn head(bytes: &[u8]) -> Result<Head> {
     }
     // Data starts at the next multiple of the alignment.
     let start = c.at.checked_next_multiple_of(head.alignment).unwrap_or(usize::MAX);
-    for (info, offset) in head.tensors.iter().zip(offsets) {
+    Ok((head, Data { start, offsets }))
+}
+
+/// Where each tensor lies in a file of a given size.
+fn ranges(head: &Head, data: &Data, size: usize) -> Result<Vec<Range<usize>>> {
+    let mut ranges = Vec::new();
+    for (info, offset) in head.tensors.iter().zip(&data.offsets) {
         let wrong = |text: String| Error::input(format!("tensor {}: {text}", quoted(&info.name)));
         if offset % head.alignment as u64 != 0 {
             return Err(wrong(format!("its data starts at {offset}, no multiple of {}", head.alignment)));
         }
-        let range = usize::try_from(offset)
+        let range = usize::try_from(*offset)
             .ok()
-            .and_then(|o| start.checked_add(o))
+            .and_then(|o| data.start.checked_add(o))
             .and_then(|from| from.checked_add(info.bytes()).map(|to| from..to));
-        head.ranges.push(range.filter(|r| r.end <= bytes.len()).ok_or_else(|| {
-            wrong(format!("its {} bytes at {offset} do not lie in the file of {}", info.bytes(), bytes.len()))
+        ranges.push(range.filter(|r| r.end <= size).ok_or_else(|| {
+            wrong(format!("its {} bytes at {offset} do not lie in the file of {size}", info.bytes()))
                 .help("truncated or damaged: download or copy the file again")
         })?);
     }
-    let mut order: Vec<usize> = (0..head.ranges.len()).collect();
-    order.sort_by_key(|k| head.ranges[*k].start);
-    if let Some(w) = order.windows(2).find(|w| head.ranges[w[0]].end > head.ranges[w[1]].start) {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_by_key(|k| ranges[*k].start);
+    if let Some(w) = order.windows(2).find(|w| ranges[w[0]].end > ranges[w[1]].start) {
         let name = |k: usize| quoted(&head.tensors[k].name);
         return Err(Error::input(format!("tensors {} and {} overlap", name(w[0]), name(w[1]))));
     }
-    Ok(head)
+    Ok(ranges)
 }
 
 fn tensor_info(c: &mut Cursor<'_>) -> Result<(TensorInfo, u64)> {
@@ -564,6 +601,44 @@ fn tensor_info(c: &mut Cursor<'_>) -> Result<(TensorInfo, u64)> {
     Ok((info, offset))
 }
 
+/// A head, up to where the data starts, and the alignment that its metadata ask for.
+fn encode(version: u32, metadata: &[(Cow<'_, str>, Value<'_>)], tensors: &[TensorInfo]) -> (Vec<u8>, usize) {
+    let alignment = metadata
+        .iter()
+        .find(|(key, _)| key == "general.alignment")
+        .and_then(|(_, value)| value.as_u64())
+        .map_or(USUAL_ALIGNMENT, |a| a as usize);
+    let mut head = MAGIC.to_vec();
+    let text = |head: &mut Vec<u8>, text: &str| {
+        head.extend((text.len() as u64).to_le_bytes());
+        head.extend(text.as_bytes());
+    };
+    head.extend(version.to_le_bytes());
+    head.extend((tensors.len() as u64).to_le_bytes());
+    head.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut head, key);
+        head.extend((value.kind as u32).to_le_bytes());
+        head.extend(&value.bytes[..]);
+    }
+    let mut offset = 0;
+    for t in tensors {
+        text(&mut head, &t.name);
+        head.extend((t.dims.len() as u32).to_le_bytes());
+        t.dims.iter().for_each(|d| head.extend((*d as u64).to_le_bytes()));
+        head.extend(t.format.id.to_le_bytes());
+        head.extend((offset as u64).to_le_bytes());
+        offset = (offset + t.bytes()).next_multiple_of(alignment);
+    }
+    head.resize(head.len().next_multiple_of(alignment), 0);
+    (head, alignment)
+}
+
+/// The bytes of a head without data: see [`GgufFile::from_head`].
+pub fn head_bytes(version: u32, metadata: &[(Cow<'_, str>, Value<'_>)], tensors: &[TensorInfo]) -> Vec<u8> {
+    encode(version, metadata, tensors).0
+}
+
 /// Writes a GGUF file from front to back: the head first, then the data of all tensors in their order, as it comes.
 pub struct Writer<W: Write> {
     out: W,
@@ -579,40 +654,13 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What `out` says.
-    pub fn new<'a>(
+    pub fn new(
         mut out: W,
         version: u32,
-        metadata: &[(Cow<'a, str>, Value<'a>)],
+        metadata: &[(Cow<'_, str>, Value<'_>)],
         tensors: Vec<TensorInfo>,
     ) -> std::io::Result<Self> {
-        let alignment = metadata
-            .iter()
-            .find(|(key, _)| key == "general.alignment")
-            .and_then(|(_, value)| value.as_u64())
-            .map_or(USUAL_ALIGNMENT, |a| a as usize);
-        let mut head = MAGIC.to_vec();
-        let text = |head: &mut Vec<u8>, text: &str| {
-            head.extend((text.len() as u64).to_le_bytes());
-            head.extend(text.as_bytes());
-        };
-        head.extend(version.to_le_bytes());
-        head.extend((tensors.len() as u64).to_le_bytes());
-        head.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in metadata {
-            text(&mut head, key);
-            head.extend((value.kind as u32).to_le_bytes());
-            head.extend(&value.bytes[..]);
-        }
-        let mut offset = 0;
-        for t in &tensors {
-            text(&mut head, &t.name);
-            head.extend((t.dims.len() as u32).to_le_bytes());
-            t.dims.iter().for_each(|d| head.extend((*d as u64).to_le_bytes()));
-            head.extend(t.format.id.to_le_bytes());
-            head.extend((offset as u64).to_le_bytes());
-            offset = (offset + t.bytes()).next_multiple_of(alignment);
-        }
-        head.resize(head.len().next_multiple_of(alignment), 0);
+        let (head, alignment) = encode(version, metadata, &tensors);
         out.write_all(&head)?;
         let mut tensors = tensors.into_iter();
         let current = tensors.next().map(|t| (t.bytes(), t)).map(|(n, t)| (t, n));
@@ -632,6 +680,9 @@ impl<W: Write> Writer<W> {
     /// # Panics
     /// If there are more bytes than the tensor has.
     pub fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let (tensor, left) = self.current.as_mut().expect("bytes beyond the last tensor");
         assert!(bytes.len() <= *left, "{}: bytes beyond its end", tensor.name);
         self.out.write_all(bytes)?;
