@@ -96,3 +96,100 @@ impl Tiny {
         out
     }
 }
+
+/// A file read back by a parser that shares nothing with the crate's: metadata as (kind, bytes), tensors as they lie there.
+#[derive(Debug, PartialEq)]
+pub struct Read {
+    pub metadata: Vec<(String, u32, Vec<u8>)>,
+    /// name, dimensions, format, data
+    pub tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+impl Read {
+    pub fn tensor(&self, name: &str) -> &(String, Vec<u64>, u32, Vec<u8>) {
+        self.tensors.iter().find(|t| t.0 == name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    pub fn f32s(&self, name: &str) -> Vec<f32> {
+        let t = self.tensor(name);
+        assert_eq!(t.2, 0, "{name}");
+        t.3.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn u32(&self, key: &str) -> Option<u32> {
+        let m = self.metadata.iter().find(|m| m.0 == key)?;
+        assert_eq!(m.1, 4, "{key}");
+        Some(u32::from_le_bytes(m.2.clone().try_into().unwrap()))
+    }
+}
+
+/// Values and bytes of a block.
+pub fn block(format: u32) -> (usize, usize) {
+    match format {
+        0 => (1, 4),
+        1 => (1, 2),
+        2 => (32, 18),
+        3 => (32, 20),
+        8 => (32, 34),
+        12 => (256, 144),
+        14 => (256, 210),
+        _ => panic!("format {format}"),
+    }
+}
+
+pub fn read(bytes: &[u8]) -> Read {
+    let mut at = 0;
+    let mut take = |n: usize| {
+        at += n;
+        &bytes[at - n..at]
+    };
+    let number = |b: &[u8]| b.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+    assert_eq!(take(4), b"GGUF");
+    take(4);
+    let (tensors, values) = (number(take(8)), number(take(8)));
+    let mut read = Read { metadata: Vec::new(), tensors: Vec::new() };
+    let sizes = [1usize, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8];
+    for _ in 0..values {
+        let n = number(take(8)) as usize;
+        let key = String::from_utf8(take(n).to_vec()).unwrap();
+        let kind = number(take(4)) as u32;
+        let mut value = Vec::new();
+        if kind == 8 {
+            let n = number(take(8)) as usize;
+            value.extend(take(n));
+        } else if kind == 9 {
+            let head = take(12).to_vec();
+            let (of, count) = (number(&head[..4]) as usize, number(&head[4..]));
+            value.extend(&head);
+            for _ in 0..count {
+                let n = if of == 8 { number(take(8)) as usize } else { sizes[of] };
+                value.extend(take(n));
+                value.push(b'|');
+            }
+        } else {
+            value.extend(take(sizes[kind as usize]));
+        }
+        read.metadata.push((key, kind, value));
+    }
+    let mut infos = Vec::new();
+    for _ in 0..tensors {
+        let n = number(take(8)) as usize;
+        let name = String::from_utf8(take(n).to_vec()).unwrap();
+        let count = number(take(4));
+        let dims: Vec<u64> = (0..count).map(|_| number(take(8))).collect();
+        let (format, offset) = (number(take(4)) as u32, number(take(8)) as usize);
+        infos.push((name, dims, format, offset));
+    }
+    let start = at.next_multiple_of(32);
+    let mut expected = 0;
+    for (name, dims, format, offset) in infos {
+        // llama.cpp insists on one tensor after the other.
+        assert_eq!(offset, expected, "{name}");
+        let (values, size) = block(format);
+        let length = dims.iter().product::<u64>() as usize / values * size;
+        expected = (offset + length).next_multiple_of(32);
+        read.tensors.push((name, dims, format, bytes[start + offset..start + offset + length].to_vec()));
+    }
+    assert_eq!(bytes.len(), start + expected);
+    read
+}
