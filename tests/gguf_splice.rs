@@ -445,7 +445,8 @@ fn what_is_not_a_llama_of_one_file_is_refused_in_words() {
             None => t.metadata.push((key.into(), value)),
         }
     }
-    let table: Vec<(&str, fn(&mut Tiny))> = vec![
+    type Change = fn(&mut Tiny);
+    let table: Vec<(&str, Change)> = vec![
         ("architecture 'gemma2'", |t| set(t, "general.architecture", Meta::Text("gemma2".into()))),
         ("llama-gguf-split --merge", |t| set(t, "split.count", Meta::U32(2))),
         ("mixture of experts", |t| set(t, "llama.expert_count", Meta::U32(8))),
