@@ -9,8 +9,9 @@
 //! ```
 //!
 //! (h: the values that a first inserted layer leaves for a second one in *guard* coordinates), and its output, with gain
-//! 2^k, is s·x with s = (1 + t)^(−1/2), between (1 + t_max)^(−1/2) and 1. An engine that sums squares in f32 finds 4^k
-//! exactly as soon as t < 2^−25: then s = 1 and x arrives as it is.
+//! 2^k, is s·x with s = (1 + t)^(−1/2), between (1 + t_max)^(−1/2) and 1. An engine that sums squares in f32, in whatever
+//! order, finds 4^k exactly as soon as ‖x‖² + ‖h‖² + H·eps < 2^−25·min C_i²: a partial sum that holds some C_i² has units
+//! of 2^−23·C_i² or more, so nothing else ever moves it. Then s = 1 and x arrives as it is ([`Carriers::exact_up_to`]).
 //!
 //! *Padded* carriers are new coordinates: the hidden size grows from d to H, and every other norm keeps its meaning if its
 //! gain is multiplied by √(d/H) and its eps by d/H (the mean is over H coordinates, of which H − d are 0). Each a_i is a
@@ -20,6 +21,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::derive::Reading;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::interval::Interval;
@@ -108,11 +110,11 @@ impl Carriers {
             }
             hidden_size += multiple;
         };
-        let largest = powers.iter().copied().max().unwrap_or(1);
+        let (largest, least) = (powers.first().copied().unwrap_or(1), powers.last().copied().unwrap_or(1));
         let constants: Vec<Constant> =
             powers.iter().enumerate().map(|(i, a)| Constant { coordinate: live + i, a: *a }).collect();
         let first_guard = live + constants.len();
-        let exponent = exponent(stream, hidden_size, largest, norm, reach)?;
+        let exponent = exponent(stream, largest, unit(stream, hidden_size, least), norm, reach)?;
         let guards = (first_guard..first_guard + guards).collect();
         Ok(Carriers { kind: Kind::Padded, live, hidden_size, exponent, constants, guards })
     }
@@ -132,18 +134,14 @@ impl Carriers {
                 squares.len()
             )));
         }
-        let precision = match stream {
-            Format::F64 => 53.0,
-            Format::F32 => 24.0,
-            Format::F16 => 11.0,
-            Format::Bf16 => 8.0,
-        };
+        let precision = bits(stream);
         let ideal = (f64::exp2(precision / 3.0) * norm / (hidden_size as f64).sqrt()).log2().round();
         let largest = squares.iter().copied().max().unwrap_or(1);
         let most = most_exponent(stream, largest);
         let exponent = ideal.clamp(0.0, f64::from(MOST_EXPONENT)) as u32;
         if exponent > most {
-            return Err(too_large(stream, hidden_size, most, f64::exp2(precision / 3.0)));
+            let size = f64::exp2(f64::from(most)) * (hidden_size as f64).sqrt();
+            return Err(too_large(stream, size / f64::exp2(precision / 3.0)));
         }
         let constants = squares.iter().zip(candidates).map(|(a, c)| Constant { coordinate: *c, a: *a }).collect();
         Ok(Carriers { kind: Kind::Borrowed, live: hidden_size, hidden_size, exponent, constants, guards: Vec::new() })
@@ -217,6 +215,34 @@ impl Carriers {
         self.live as f64 / self.hidden_size as f64
     }
 
+    /// Padded carriers: the norm of (x, h) up to which an engine hands x and h to the MLP exactly, in a stream of that
+    /// format, with the norm computed in f32.
+    pub fn exact_up_to(&self, stream: Format) -> f64 {
+        let least = self.constants.iter().map(|c| c.a).min().unwrap_or(0);
+        unit(stream, self.hidden_size, least) * f64::exp2(f64::from(self.exponent)) / margin(stream)
+    }
+
+    /// What the MLP is handed where ‖x‖ ≤ `norm`, |x_j| ≤ `borrowed` in borrowed coordinates, and the norm is computed in f32.
+    ///
+    /// Padded carriers are planned so that it is x itself. Borrowed ones: see [`Carriers::scale`]; the borrowed coordinates
+    /// are not read, and x_j + C − C is rounded twice to units of 2^(1−p)·2C at most.
+    pub fn reading(&self, stream: Format, norm: f64, borrowed: Option<f64>, eps: f64) -> Reading {
+        if self.kind == Kind::Padded {
+            return Reading::exact();
+        }
+        let bound = borrowed.unwrap_or(norm).min(norm);
+        let s = self.scale(norm, 0.0, bound, eps);
+        let lost = self.constants.iter().fold(Interval::ZERO, |sum, c| {
+            let largest = Interval::point(self.value(c)) + Interval::point(bound);
+            sum + (largest * Interval::point(f64::exp2(1.0 - bits(stream)))).sqr()
+        });
+        Reading {
+            scale: [s.lo(), s.hi()],
+            dropped: self.constants.iter().map(|c| (c.coordinate, bound)).collect(),
+            residue: lost.sqrt().hi(),
+        }
+    }
+
     /// s: the MLP sees s·x, in real arithmetic, for ‖x‖ ≤ `norm`, ‖h‖ ≤ `reach` and |x_j| ≤ `borrowed` in borrowed coordinates.
     ///
     /// With borrowed coordinates Σ (x_j + C_j)² replaces Σ C_j²: the mean square changes by at most
@@ -242,6 +268,16 @@ impl Carriers {
     }
 }
 
+/// p, the significant bits of a format.
+fn bits(format: Format) -> f64 {
+    match format {
+        Format::F64 => 53.0,
+        Format::F32 => 24.0,
+        Format::F16 => 11.0,
+        Format::Bf16 => 8.0,
+    }
+}
+
 /// The largest k with a·2^k representable.
 fn most_exponent(stream: Format, largest: u32) -> u32 {
     match stream {
@@ -251,29 +287,37 @@ fn most_exponent(stream: Format, largest: u32) -> u32 {
     }
 }
 
-fn exponent(stream: Format, hidden_size: usize, largest: u32, norm: Option<f64>, reach: f64) -> Result<u32> {
+/// 2^12.5 and what the squares of f32 need: see the module's head. f16 rounds the norm's output to 11 bits, and its
+/// constants end at 2^15: it needs t < 2^−12, that is C ≥ 2^6·‖x‖.
+fn margin(stream: Format) -> f64 {
+    if stream == Format::F16 { 64.0 } else { 5800.0 }
+}
+
+/// What the margin is relative to, over 2^k: the least constant where sums of squares must be exact, all of them together
+/// where only the norm's output must be.
+fn unit(stream: Format, hidden_size: usize, least: u32) -> f64 {
+    if stream == Format::F16 { (hidden_size as f64).sqrt() } else { f64::from(least) }
+}
+
+fn exponent(stream: Format, largest: u32, unit: f64, norm: Option<f64>, reach: f64) -> Result<u32> {
     let most = most_exponent(stream, largest);
-    // t must stay below half a unit of the format that the norm's output has, with a factor to spare: f32 sums see 1 for
-    // t < 2^−25 (‖C‖ ≥ 2^13·‖x‖); f16 rounds its outputs to 11 bits (½t < 2^−13: ‖C‖ ≥ 2^6·‖x‖).
-    let margin = if stream == Format::F16 { 64.0 } else { 8192.0 };
-    let size = norm.unwrap_or(0.0).hypot(reach);
-    let need = (margin * size / (hidden_size as f64).sqrt()).log2().ceil().max(0.0);
-    if need > f64::from(most) {
-        return Err(too_large(stream, hidden_size, most, margin));
-    }
-    if stream == Format::F16 && norm.is_none() {
-        let most = f64::exp2(f64::from(most)) * (hidden_size as f64).sqrt() / margin;
+    let serves = f64::exp2(f64::from(most)) * unit / margin(stream);
+    let Some(norm) = norm.or((stream != Format::F16).then_some(0.0)) else {
         return Err(Error::unsupported("an f16 stream holds no constant that dominates every residual").help(format!(
-            "give domain.norm, at most {most:.0}; tokens of larger norm (a sequence's first one, often) are then excluded"
+            "give domain.norm, at most {serves:.0}; tokens of larger norm (a sequence's first one, often) are then excluded"
         )));
+    };
+    let size = norm.hypot(reach);
+    if size > serves {
+        return Err(too_large(stream, serves));
     }
+    let need = (size * margin(stream) / unit).log2().ceil().max(0.0);
     Ok(USUAL_EXPONENT.max(need as u32).min(most))
 }
 
-fn too_large(stream: Format, hidden_size: usize, most: u32, margin: f64) -> Error {
-    let norm = f64::exp2(f64::from(most)) * (hidden_size as f64).sqrt() / margin;
+fn too_large(stream: Format, serves: f64) -> Error {
     Error::unsupported(format!(
-        "constants that dominate residuals of this norm are beyond an {stream} stream, which serves norms up to {norm:.0}"
+        "constants that dominate residuals of this norm are beyond an {stream} stream, which serves norms up to {serves:.0}"
     ))
     .help("give a smaller domain.norm and exclude the tokens beyond it, or use a checkpoint in bf16 or f32")
 }
@@ -360,6 +404,7 @@ mod tests {
                 c.check().unwrap();
                 assert_eq!(c.hidden_size % multiple, 0);
                 assert!(c.constants.len() >= ones && c.guards.len() == guards);
+                assert!(c.exact_up_to(Format::Bf16) >= 1e7f64.hypot(25_057.0));
                 let s = c.scale(25_057.0, 1e7, 0.0, 1e-5);
                 assert!(s.lo() > 1.0 - f64::exp2(-25.0) && s.hi() >= 1.0 && s.hi() < 1.0 + 1e-12, "{s:?}");
             }

@@ -70,6 +70,8 @@ pub mod explain;
 pub mod expr;
 pub mod files;
 pub mod format;
+pub mod gated;
+pub mod gates;
 pub mod gguf;
 pub mod host;
 pub mod interval;

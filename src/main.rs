@@ -11,8 +11,8 @@ use serde::Serialize;
 use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
-use neurograft::compile::{Compiled, compile_with_progress};
-use neurograft::explain::{counted, explain, figures, formula, limit, short};
+use neurograft::compile::{Compiled, Depth, compile_with_progress};
+use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::panels::panels;
@@ -120,9 +120,9 @@ struct Splice {
     /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
     carriers: Choice,
-    /// How many layers an intervention may take: auto, 1 or 2
-    #[arg(long, default_value = "auto", value_parser = ["auto", "1", "2"])]
-    layers: String,
+    /// How many layers an intervention may take: auto, 1 or 2; without it, what the specification says
+    #[arg(long, value_name = "N", value_parser = Depth::from_str)]
+    layers: Option<Depth>,
     /// The coordinates to borrow, best first; without it the program chooses quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
@@ -215,6 +215,19 @@ fn summary(c: &Compiled) -> String {
             r.target
         );
     }
+    for t in c.certificate.gates.iter().flat_map(|g| &g.terms) {
+        out += &format!(
+            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
+            t.name,
+            t.units,
+            format!("{:?}", t.figures.status),
+            format!("{:.2e}", t.figures.outside),
+            format!("{:.2e}", t.figures.overshoot * t.figures.payload),
+            "-",
+            t.payload,
+            conditions(t)
+        );
+    }
     if let Some(t) = &c.proof.total {
         let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
         out += &format!(
@@ -224,6 +237,9 @@ fn summary(c: &Compiled) -> String {
     }
     out +=
         "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
+    if c.first.is_some() {
+        out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
+    }
     for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
         if let Some(limit) = limit(&r.certificate, s, c.certificate.format) {
             out += &format!("{}: the tolerance is missed; what limits it is {limit}\n", r.name);
@@ -251,18 +267,19 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
 }
 
 fn verify_dir(dir: &Path) -> Outcome {
-    let (file, proof) = verify::verify(dir)?;
-    let hidden = file.intermediate_size;
+    let verified = verify::verify(dir)?;
+    let file = &verified.file;
+    let hidden: usize = verified.blocks.iter().map(|b| b.intermediate_size()).sum();
+    let terms = file.gates.as_ref().map_or(&[][..], |g| &g.terms);
     say(&format!(
         "{}: {} responses, {hidden} hidden units, all bounds derived anew and equal\n",
         dir.display(),
-        file.responses.len()
+        file.responses.len() + terms.len()
     ));
-    for (r, p) in file.responses.iter().zip(&proof.responses) {
-        say(&format!("{}\n", r.name));
-        for line in figures(p.figures(), p.rounding.as_ref()) {
-            say(&format!("  {line}\n"));
-        }
+    let described = file.responses.iter().map(|r| (&r.name, figures(&r.certificate, r.rounding.as_ref())));
+    for (name, lines) in described.chain(terms.iter().map(|t| (&t.name, gate_figures(&t.figures)))) {
+        say(&format!("{name}\n"));
+        lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -275,10 +292,8 @@ impl Splice {
         let (Some(spec), Some(model)) = (&self.spec, &self.model) else {
             return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
         };
-        if self.layers == "2" {
-            return Err(Error::unsupported("two inserted layers cannot be compiled yet").help("--layers auto or 1"));
-        }
         let options = SpliceOptions {
+            layers: self.layers,
             carriers: self.carriers,
             borrow: self.borrow.clone(),
             dry_run: self.dry_run,
@@ -384,6 +399,7 @@ impl Fit {
             tolerance: self.tolerance,
             band: self.band,
             constant: !self.no_constant,
+            bias_format: None,
         };
         let solution = solve(&Request { target: &target, source: &source, form, format, domain, budget })?;
         let figures = solution.certificate.figures();

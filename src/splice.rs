@@ -19,19 +19,18 @@ use std::str::FromStr;
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::block::Block;
 use crate::carriers::{Carriers, Kind};
-use crate::certificate::{BLOCK_FILE, CertificateFile};
-use crate::compile::{Compiled, Options, Target, compile_with_progress};
-use crate::derive::BlockProof;
+use crate::certificate::CertificateFile;
+use crate::compile::{Compiled, Depth, Draft, Options, Target, draft};
+use crate::derive::Reading;
 use crate::error::{At, Error, Result};
 use crate::files::{folder_of, write_whole};
 use crate::format::Format;
-use crate::host::{Host, InsertedLayer, Insertion, lower};
+use crate::host::{Host, InsertedLayer, lower};
 use crate::intervention;
 use crate::sae::Sae;
 use crate::spec::Spec;
-use crate::tensors::{TensorFile, valid_range};
+use crate::tensors::valid_range;
 use crate::verify::verify;
 
 pub mod card;
@@ -76,6 +75,8 @@ impl FromStr for Choice {
 pub struct SpliceOptions {
     /// which carriers
     pub carriers: Choice,
+    /// how many layers an intervention may take; `None`: what the specification says
+    pub layers: Option<Depth>,
     /// the coordinates to borrow, best first; empty: the program chooses
     pub borrow: Vec<usize>,
     /// plan only
@@ -98,8 +99,6 @@ pub struct PlannedSite {
     pub origin: Origin,
     /// the certified block
     pub compiled: Compiled,
-    /// the same, as something to insert
-    pub insertion: Insertion,
     /// the same, as weights of decoder layers
     pub layers: Vec<InsertedLayer>,
 }
@@ -164,8 +163,6 @@ pub struct Plan {
     pub sites: Vec<PlannedSite>,
     /// what it costs
     pub cost: Cost,
-    /// bound on ‖x‖ for which the certificates speak
-    pub norm: Option<f64>,
     /// what whoever runs the result should know
     pub notes: Vec<String>,
 }
@@ -204,8 +201,6 @@ pub struct Manifest {
     pub host: Host,
     /// how the norm is neutralised
     pub carriers: Carriers,
-    /// bound on ‖x‖ for which the certificates speak
-    pub norm: Option<f64>,
     /// ascending
     pub sites: Vec<ManifestSite>,
     /// what it costs
@@ -324,17 +319,22 @@ pub fn splice(
     options: &SpliceOptions,
     progress: Progress<'_>,
 ) -> Result<Plan> {
-    let spec = Spec::read(spec_path)?;
+    let mut specs = Spec::read_all(spec_path)?;
+    if let Some(layers) = options.layers {
+        specs.iter_mut().for_each(|s| s.layers = layers);
+    }
     let checkpoint = Checkpoint::open(model)?;
     let output = match output {
         Some(output) => {
-            checkpoint.vacant(output, options.force, &[spec_path, &spec.sae])?;
+            let mut kept = vec![spec_path];
+            kept.extend(specs.iter().map(|s| s.sae.as_path()));
+            checkpoint.vacant(output, options.force, &kept)?;
             Some(output)
         }
         None if options.dry_run => None,
         None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
     };
-    let mut plan = plan(&spec, &checkpoint, options, progress)?;
+    let mut plan = plan(specs, &checkpoint, options, progress)?;
     // Whoever gets the result has no use for the path of our specification.
     for site in &mut plan.sites {
         if let Ok(written) = site.origin.sae.strip_prefix(folder_of(spec_path)) {
@@ -349,15 +349,17 @@ pub fn splice(
 
 /// One place of a specification: the layer and what is done after it.
 struct Site {
+    spec: Spec,
     layer: usize,
     origin: Origin,
     target: Target,
 }
 
 /// Decides everything: compiles the blocks, chooses the carriers, lowers.
-fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress: Progress<'_>) -> Result<Plan> {
+fn plan(specs: Vec<Spec>, checkpoint: &Checkpoint, options: &SpliceOptions, progress: Progress<'_>) -> Result<Plan> {
     let host = checkpoint.host();
-    let sites = sites(spec, host)?;
+    let sites = sites(specs, host)?;
+    let norms = sites.iter().all(|s| s.spec.domain.norm.is_some());
     let kinds: &[Kind] = match (options.carriers, options.borrow.is_empty()) {
         (Choice::Padded, false) => {
             return Err(Error::input("coordinates to borrow, and carriers = padded").help("leave one of them out"));
@@ -365,25 +367,25 @@ fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress:
         (Choice::Padded, true) => &[Kind::Padded],
         (Choice::Borrowed, _) | (Choice::Auto, false) => &[Kind::Borrowed],
         // In 16 bits borrowing costs a hundredth of x_j: nobody should get that without asking.
-        (Choice::Auto, true) if host.stream == Format::F32 && spec.domain.norm.is_some() => {
-            &[Kind::Padded, Kind::Borrowed]
-        }
+        (Choice::Auto, true) if host.stream == Format::F32 && norms => &[Kind::Padded, Kind::Borrowed],
         (Choice::Auto, true) => &[Kind::Padded],
     };
     let mut refusals = Vec::new();
     for kind in kinds {
-        match insertions(spec, checkpoint, &sites, *kind, &options.borrow, progress) {
+        match insertions(checkpoint, &sites, *kind, &options.borrow, progress) {
             Ok((carriers, planned)) => {
                 let mut notes = checkpoint.notes(&carriers)?;
                 notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
-                notes.push(card::norms(spec.domain.norm));
+                notes.extend(sites.iter().map(|s| card::norms(s.layer, s.spec.domain.norm)));
+                if carriers.kind == Kind::Padded {
+                    notes.push(card::dominates(carriers.exact_up_to(host.stream)));
+                }
                 return Ok(Plan {
                     architecture: checkpoint.architecture().to_string(),
                     host: host.clone(),
                     cost: checkpoint.cost(&carriers, &planned)?,
                     carriers,
                     sites: planned,
-                    norm: spec.domain.norm,
                     notes,
                 });
             }
@@ -394,8 +396,23 @@ fn plan(spec: &Spec, checkpoint: &Checkpoint, options: &SpliceOptions, progress:
     Err(refusals.swap_remove(0))
 }
 
-/// Where a specification intervenes, ascending, each with its target.
-fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
+/// Where the specifications intervene, ascending, each with its target.
+fn sites(specs: Vec<Spec>, host: &Host) -> Result<Vec<Site>> {
+    let several = specs.len() > 1;
+    let all = specs.into_iter().enumerate().map(|(k, spec)| {
+        let site = site(spec, host);
+        if several { site.at(|| format!("site {}", k + 1)) } else { site }
+    });
+    let mut all: Vec<Site> = all.collect::<Result<_>>()?;
+    all.sort_by_key(|s| s.layer);
+    if let Some(pair) = all.windows(2).find(|w| w[0].layer == w[1].layer) {
+        return Err(Error::input(format!("two sites at layer {}", pair[0].layer))
+            .help("put all interventions at one layer into one site"));
+    }
+    Ok(all)
+}
+
+fn site(spec: Spec, host: &Host) -> Result<Site> {
     let sae = Sae::open(&spec.sae)?;
     let place = || spec.sae.display().to_string();
     if sae.d_in() != host.hidden_size {
@@ -407,10 +424,12 @@ fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
         .at(place())
         .help("use an SAE that was trained on this model"));
     }
-    let layer = layer_of(sae.hook_name()).at(place)?;
+    let layer = match spec.layer {
+        Some(layer) => layer,
+        None => layer_of(sae.hook_name()).at(place)?,
+    };
     if layer >= host.layers {
-        return Err(Error::input(format!("the SAE reads after layer {layer}, the model has {} layers", host.layers))
-            .at(place())
+        return Err(Error::input(format!("there is no layer {layer} to insert after, the model has {}", host.layers))
             .help(valid_range("layers", host.layers)));
     }
     let origin = Origin {
@@ -418,7 +437,7 @@ fn sites(spec: &Spec, host: &Host) -> Result<Vec<Site>> {
         model: sae.model_name().map(String::from),
         hook: sae.hook_name().map(String::from),
     };
-    Ok(vec![Site { layer, origin, target: intervention::target(spec, &sae)? }])
+    Ok(Site { layer, origin, target: intervention::target(&spec, &sae)?, spec })
 }
 
 /// The layer after which a TransformerLens hook reads the stream.
@@ -435,13 +454,13 @@ fn layer_of(hook: Option<&str>) -> Result<usize> {
             Some(h) => format!("the hook '{}' is not the stream after a layer", h.escape_debug()),
             None => "the SAE does not say which layer it reads".into(),
         })
-        .help("hook_name should be blocks.N.hook_resid_post, or blocks.N.hook_resid_pre for the layer before N")
+        .help("write layer = N in the specification: the blocks go after decoder layer N, counted from 0")
     })
 }
 
-/// One site's block under a host. The one place that calls the compiler.
-fn compile_site(spec: &Spec, host: &Host, target: &Target, kind: Kind, progress: Progress<'_>) -> Result<Compiled> {
-    let asked = intervention::options(spec);
+/// One site's weights under a host.
+fn draft_site(site: &Site, host: &Host, kind: Kind, progress: Progress<'_>) -> Result<Draft> {
+    let asked = intervention::options(&site.spec);
     let options = Options {
         source: host.source.clone(),
         form: host.form,
@@ -449,14 +468,22 @@ fn compile_site(spec: &Spec, host: &Host, target: &Target, kind: Kind, progress:
         biases: true,
         // With padded carriers a bias is a sum of weights on exact ones.
         bias_parts: if kind == Kind::Padded { host.bias_parts() } else { 1 },
+        // What passes between two layers needs a coordinate of its own.
+        depth: if kind == Kind::Borrowed && asked.depth == Depth::Auto { Depth::One } else { asked.depth },
         ..asked
     };
-    compile_with_progress(target, &options, &|done, all| progress("responses", done as u64, all as u64))
+    let drafted = draft(&site.target, &options, &|done, all| progress("responses", done as u64, all as u64))
+        .at(|| format!("layer {}", site.layer))?;
+    if kind == Kind::Borrowed && drafted.layers() > 1 {
+        return Err(Error::unsupported("two inserted layers need padded carriers")
+            .at(format!("layer {}", site.layer))
+            .help("leave out borrow and carriers, or write layers = 1"));
+    }
+    Ok(drafted)
 }
 
 /// All sites under one kind of carriers.
 fn insertions(
-    spec: &Spec,
     checkpoint: &Checkpoint,
     sites: &[Site],
     kind: Kind,
@@ -464,20 +491,14 @@ fn insertions(
     progress: Progress<'_>,
 ) -> Result<(Carriers, Vec<PlannedSite>)> {
     let host = checkpoint.host();
-    let norm = spec.domain.norm;
-    let compiled: Vec<(Compiled, Insertion)> = sites
-        .iter()
-        .map(|s| {
-            let compiled = compile_site(spec, host, &s.target, kind, progress)?;
-            let insertion = Insertion::single(compiled.block.clone());
-            Ok((compiled, insertion))
-        })
-        .collect::<Result<_>>()?;
+    let drafts: Vec<Draft> = sites.iter().map(|s| draft_site(s, host, kind, progress)).collect::<Result<_>>()?;
+    // One plan serves all sites: the largest norm, the most that passes between two layers.
+    let norm = sites.iter().map(|s| s.spec.domain.norm).reduce(|a, b| Some(a?.max(b?))).flatten();
     let carriers = match kind {
         Kind::Padded => {
-            let guards = compiled.iter().map(|(_, i)| i.guards).max().unwrap_or(0);
-            let reach = compiled.iter().map(|(_, i)| i.reach).fold(0.0, f64::max);
-            Carriers::padded(host.hidden_size, host.multiple, host.bias_parts(), guards, host.stream, norm, reach)?
+            let between = drafts.iter().map(|d| d.insertion().guards).max().unwrap_or(0);
+            let reach = drafts.iter().map(|d| d.insertion().reach).fold(0.0, f64::max);
+            Carriers::padded(host.hidden_size, host.multiple, host.bias_parts(), between, host.stream, norm, reach)?
         }
         Kind::Borrowed => {
             let norm = norm.ok_or_else(|| {
@@ -487,9 +508,20 @@ fn insertions(
             Carriers::borrowed(host.hidden_size, &candidates(checkpoint, sites, borrow)?, host.stream, norm)?
         }
     };
+    let compiled: Vec<Compiled> = sites
+        .iter()
+        .zip(drafts)
+        .map(|(site, draft)| {
+            let domain = &site.spec.domain;
+            let reading = domain.norm.map_or(Reading::exact(), |norm| {
+                carriers.reading(host.stream, norm, domain.borrowed, host.norm_eps * carriers.other_eps())
+            });
+            draft.prove(&reading).at(|| format!("layer {}", site.layer))
+        })
+        .collect::<Result<_>>()?;
     let mut shift = 0;
-    let planned = sites.iter().zip(compiled).map(|(site, (compiled, insertion))| {
-        let layers = lower(&insertion, &carriers, host.weights).at(|| format!("layer {}", site.layer))?;
+    let planned = sites.iter().zip(compiled).map(|(site, compiled)| {
+        let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| format!("layer {}", site.layer))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
             return Err(Error::unsupported(format!(
                 "the block needs {} hidden units, the model's MLPs have {}",
@@ -506,7 +538,6 @@ fn insertions(
             inserted: first..first + layers.len(),
             origin: site.origin.clone(),
             compiled,
-            insertion,
             layers,
         })
     });
@@ -556,7 +587,6 @@ impl Plan {
             source_sha256,
             host: self.host.clone(),
             carriers: self.carriers.clone(),
-            norm: self.norm,
             sites: self
                 .sites
                 .iter()
@@ -637,10 +667,10 @@ impl Manifest {
                 return Err(wrong(format!("the site of layer {} is kept in {}", entry.layer, entry.directory)));
             }
             let dir = folder.join(&entry.directory);
-            let (certificate, proof, insertion) = verified(&dir).map_err(derived)?;
+            let verified = verify(&dir).map_err(derived)?;
+            let (certificate, insertion) = (&verified.file, verified.insertion());
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
-                || certificate.norm != self.norm
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
             }
@@ -650,8 +680,22 @@ impl Manifest {
             if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
                 return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
             }
-            removes(&layers, &self.carriers, self.norm, self.host.norm_eps)?;
-            sites.push(CheckedSite { layer: entry.layer, certificate, proof, layers });
+            let norm = certificate.norm.unwrap_or(f64::INFINITY);
+            let claimed = &certificate.reading;
+            // What the certificate takes the norm to hand over must be what these carriers make of it.
+            let bound = claimed.dropped.first().map(|(_, b)| *b);
+            let eps = self.host.norm_eps * self.carriers.other_eps();
+            if certificate.norm.is_some() && self.carriers.reading(self.host.stream, norm, bound, eps) != *claimed {
+                return Err(wrong(format!("the certificate of layer {} is for other carriers", entry.layer)));
+            }
+            let size = if norm.is_finite() { norm } else { 0.0 };
+            if self.carriers.kind == Kind::Padded
+                && size.hypot(insertion.reach) > self.carriers.exact_up_to(self.host.stream)
+            {
+                return Err(wrong(format!("the constants do not dominate what layer {} handles", entry.layer)));
+            }
+            removes(&layers, &self.carriers, certificate.norm, self.host.norm_eps)?;
+            sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
         }
         if sites.is_empty() {
             return Err(wrong("no layer is inserted".into()));
@@ -667,18 +711,8 @@ pub struct CheckedSite {
     pub layer: usize,
     /// what its file says
     pub certificate: CertificateFile,
-    /// the same, derived
-    pub proof: BlockProof,
     /// the weights of the inserted layers, lowered anew
     pub layers: Vec<InsertedLayer>,
-}
-
-/// A site's files, verified, as something to insert.
-fn verified(dir: &Path) -> Result<(CertificateFile, BlockProof, Insertion)> {
-    let (file, proof) = verify(dir)?;
-    let tensors = TensorFile::open(dir.join(BLOCK_FILE))?;
-    let block = Block::from_safetensors(&tensors, file.source.clone(), file.form, file.format)?;
-    Ok((file, proof, Insertion::single(block)))
 }
 
 /// Do the carriers leave a site's layers as they came, in f64, whatever x is?
@@ -693,26 +727,21 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) 
         column *= largest * f64::exp2(-(t as f64)) / length.max(f64::MIN_POSITIVE);
     }
     let y = layers.iter().fold(x.clone(), |x, layer| layer.forward(&x, eps));
-    for k in &c.constants {
-        let value = c.value(k);
-        for t in 0..x.ncols() {
-            // What the norm takes away from the constant that removes the carrier, and f64's own rounding.
-            let short = (x.column(t).norm() / value).powi(2) + eps * f64::exp2(-2.0 * f64::from(c.exponent));
-            let left = (y[(k.coordinate, t)] - x[(k.coordinate, t)]).abs();
-            let limit = match c.kind {
-                Kind::Padded => value * (4.0 * short + f64::EPSILON * 16.0),
-                // There the block writes as well.
-                Kind::Borrowed => value * 0.5,
-            };
-            if !(left <= limit) {
-                return Err(Error::disagreement(format!(
-                    "the carrier in coordinate {} is not removed: {left:e} of {value:e} stays",
-                    k.coordinate
-                )));
-            }
-        }
+    let left = |i: usize| (0..x.ncols()).map(|t| (y[(i, t)] - x[(i, t)]).abs()).fold(0.0, f64::max);
+    let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
+    let (all, limit): (Vec<usize>, f64) = match c.kind {
+        // Nothing but f64's own rounding of σ(128)·C.
+        Kind::Padded => ((c.live..c.hidden_size).collect(), largest * 1e-12),
+        // There the block writes as well.
+        Kind::Borrowed => (c.constants.iter().map(|k| k.coordinate).collect(), largest * 0.5),
+    };
+    match all.into_iter().find(|i| !(left(*i) <= limit)) {
+        None => Ok(()),
+        Some(i) => Err(Error::disagreement(format!(
+            "what stands in coordinate {i} between the layers is not removed: {:e} stays",
+            left(i)
+        ))),
     }
-    Ok(())
 }
 
 /// What [`check`] found in order.

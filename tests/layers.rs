@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 39] = [
+const ORDER: [&str; 41] = [
     "error",
     "interval",
     "rational",
@@ -19,6 +19,7 @@ const ORDER: [&str; 39] = [
     "piecewise",
     "stack",
     "certify",
+    "gates",
     "canonical",
     "exact",
     "minimax",
@@ -28,10 +29,11 @@ const ORDER: [&str; 39] = [
     "tensors",
     "gguf",
     "block",
+    "derive",
+    "gated",
     "carriers",
     "host",
     "reference",
-    "derive",
     "certificate",
     "compile",
     "sae",

@@ -28,13 +28,20 @@ fn grows(c: Change, text: impl Fn(u64) -> String) -> String {
 }
 
 /// What residuals the certificates speak of.
-pub fn norms(norm: Option<f64>) -> String {
+pub fn norms(layer: usize, norm: Option<f64>) -> String {
     match norm {
         Some(r) => format!(
-            "certified for residuals with ‖x‖ ≤ {r}; tokens beyond it (a sequence's first one, often) are not covered, whatever the constants dominate"
+            "layer {layer}: certified for residuals with ‖x‖ ≤ {r}; tokens beyond it (a sequence's first one, often) are not covered"
         ),
-        None => "no domain.norm: the certificates speak of the pre-activations only, not of ‖x‖".into(),
+        None => format!("layer {layer}: no domain.norm, the certificate speaks of pre-activations only, not of ‖x‖"),
     }
+}
+
+/// Up to which norm padded carriers do their work.
+pub fn dominates(norm: f64) -> String {
+    format!(
+        "the constants hand x to the MLP unchanged for ‖x‖ up to {norm:.3e}, if the norm is computed in f32 or better"
+    )
 }
 
 fn list(numbers: impl IntoIterator<Item = usize>) -> String {
@@ -114,6 +121,15 @@ pub(super) fn plan(plan: &Plan) -> String {
         }
         if let Some(total) = &site.compiled.proof.total {
             let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
+            let r = &site.compiled.certificate.reading;
+            if !r.is_exact() {
+                let _ = writeln!(
+                    out,
+                    "of this, the carriers: x is read {} times, and {} is left behind",
+                    r.scale.map(short).join(" to "),
+                    short(r.residue)
+                );
+            }
         }
     }
     out
@@ -132,7 +148,29 @@ fn rows(file: &CertificateFile) -> Vec<[String; 6]> {
         let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
         [r.name.clone(), format!("{:?}", f.status), error, cell(f.overshoot), cell(f.leak), r.target.to_string()]
     };
-    file.responses.iter().map(row).collect()
+    let gated = |t: &crate::certificate::TermFile| {
+        let f = &t.figures;
+        [
+            t.name.clone(),
+            format!("{:?}", f.status),
+            cell(Some(f.outside)),
+            cell(Some(f.overshoot * f.payload)),
+            "-".into(),
+            format!("{} where {}", t.payload, crate::explain::conditions(t)),
+        ]
+    };
+    file.responses.iter().map(row).chain(file.gates.iter().flat_map(|g| &g.terms).map(gated)).collect()
+}
+
+/// The domain and the bands of every row.
+fn domains(file: &CertificateFile) -> Vec<(String, String)> {
+    let text = |d: &crate::certificate::Ends| serde_json::to_string(d).unwrap_or_default().replace('"', "");
+    let responses = file.responses.iter().map(|r| (text(&r.domain), short(r.certificate.delta)));
+    let terms = file.gates.iter().flat_map(|g| &g.terms).map(|t| {
+        let bands: Vec<String> = t.figures.bands.iter().map(|b| short(*b)).collect();
+        (text(&t.domain), bands.join(", "))
+    });
+    responses.chain(terms).collect()
 }
 
 /// What a card says of the kind of checkpoint that it travels with.
@@ -258,10 +296,9 @@ fn card(plan: &Plan, about: About) -> String {
             "| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |",
         );
         add("|---|---|---|---|---|---|---|---|");
-        for (r, row) in site.compiled.certificate.responses.iter().zip(rows(&site.compiled.certificate)) {
+        let certificate = &site.compiled.certificate;
+        for ((domain, band), row) in domains(certificate).into_iter().zip(rows(certificate)) {
             let [name, status, error, overshoot, leak, c] = row;
-            let domain = serde_json::to_string(&r.domain).unwrap_or_default().replace('"', "");
-            let band = short(r.certificate.delta);
             add(&format!("| {name} | `{c}` | {domain} | {status} | {band} | {error} | {overshoot} | {leak} |"));
         }
         add("");
@@ -269,7 +306,7 @@ fn card(plan: &Plan, about: About) -> String {
             add(&format!(
                 "In the stream, with no pre-activation in its band: ‖block − intervention‖ ≤ {}, for ‖x‖ ≤ {}.\n",
                 short(total.outside),
-                plan.norm.map_or("∞".into(), short)
+                certificate.norm.map_or("∞".into(), short)
             ));
         }
     }
