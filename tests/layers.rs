@@ -40,11 +40,11 @@ const ORDER: [&str; 41] = [
     "spec",
     "intervention",
     "verify",
+    "explain",
     "splice",
     "embedded",
     "observe",
     "report",
-    "explain",
     "panels",
     "main",
 ];
