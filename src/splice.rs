@@ -708,7 +708,7 @@ impl Manifest {
             if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
                 return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
             }
-            removes(&layers, &self.carriers, entry.norm, self.host.norm_eps)?;
+            removes(&layers, &self.carriers, entry.norm, &self.host)?;
             sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
         }
         if sites.is_empty() {
@@ -730,7 +730,8 @@ pub struct CheckedSite {
 }
 
 /// Do the carriers leave a site's layers as they came, in f64, whatever x is?
-fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) -> Result<()> {
+fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, host: &Host) -> Result<()> {
+    let eps = host.norm_eps * c.other_eps();
     // Residuals of small and of the largest admissible norm; a fixed pattern is as good as a random one.
     let largest = norm.unwrap_or(1e3);
     let mut x = DMatrix::from_fn(c.hidden_size, 8, |i, t| {
@@ -744,8 +745,11 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) 
     let left = |i: usize| (0..x.ncols()).map(|t| (y[(i, t)] - x[(i, t)]).abs()).fold(0.0, f64::max);
     let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
     let (all, limit): (Vec<usize>, f64) = match c.kind {
-        // Nothing but f64's own rounding of σ(128)·C.
-        Kind::Padded => ((c.live..c.hidden_size).collect(), largest * 1e-12),
+        // Nothing but f64's own rounding of σ(128)·C; in f16, whose rounding of the norm's output is not simulated here, t.
+        Kind::Padded => {
+            let t = if host.stream == Format::F16 { f64::exp2(-11.0) } else { 1e-12 };
+            ((c.live..c.hidden_size).collect(), largest * t)
+        }
         // There the block writes as well.
         Kind::Borrowed => (c.constants.iter().map(|k| k.coordinate).collect(), largest * 0.5),
     };
