@@ -76,8 +76,6 @@ pub struct SpliceOptions {
     pub carriers: Choice,
     /// the coordinates to borrow, best first; empty: the program chooses
     pub borrow: Vec<usize>,
-    /// bound on |x_j| in borrowed coordinates for which the certificate is to hold; `None`: the bound on ‖x‖
-    pub borrow_within: Option<f64>,
     /// how many layers a site may take; `None`: as the specification says
     pub depth: Option<Depth>,
     /// plan only
@@ -343,9 +341,6 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
         }
         (Choice::Auto, true) => &[Kind::Padded],
     };
-    if options.borrow_within.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
-        return Err(Error::input("the bound on borrowed coordinates must be positive and finite"));
-    }
     let mut refusals = Vec::new();
     for kind in kinds {
         match insertions(checkpoint, &sites, *kind, options, progress) {
@@ -495,7 +490,7 @@ fn insertions(
     let mut planned = Vec::with_capacity(sites.len());
     for (site, draft) in sites.iter().zip(drafts) {
         let norm = site.spec.domain.norm;
-        let reading = reading(&carriers, host, norm, draft.insertion().reach, options.borrow_within)?;
+        let reading = reading(&carriers, host, norm, site.spec.domain.borrowed);
         let compiled = draft.prove(&reading).at(|| place(site))?;
         let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| place(site))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
@@ -515,24 +510,11 @@ fn insertions(
     Ok((carriers, planned))
 }
 
-/// What the neutralised norm hands to an MLP in place of x.
-///
-/// x itself where an engine that computes the norm in f32 finds its scale exactly; and without a bound on ‖x‖ the certificate
-/// speaks of the pre-activations that are read.
-fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, reach: f64, within: Option<f64>) -> Result<Reading> {
-    let Some(norm) = norm else { return Ok(Reading::exact()) };
-    if carriers.kind == Kind::Padded && norm.hypot(reach) <= carriers.exact_up_to(host.stream) {
-        return Ok(Reading::exact());
-    }
-    let within = within.unwrap_or(norm).min(norm);
-    let scale = carriers.scale(norm, reach, within, host.norm_eps);
-    let dropped = match carriers.kind {
-        Kind::Padded => Vec::new(),
-        Kind::Borrowed => carriers.constants.iter().map(|c| (c.coordinate, within)).collect(),
-    };
-    let reading = Reading { scale: [scale.lo(), scale.hi()], dropped };
-    reading.check()?;
-    Ok(reading)
+/// What the neutralised norm hands to an MLP in place of x. Without a bound on ‖x‖ a certificate speaks of the pre-activations
+/// that are read.
+fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Reading {
+    let eps = host.norm_eps * carriers.other_eps();
+    norm.map_or(Reading::exact(), |norm| carriers.reading(host.stream, norm, borrowed, eps))
 }
 
 /// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
@@ -660,14 +642,17 @@ impl Manifest {
             let dir = folder.join(&entry.directory);
             let verified = verify(&dir).map_err(derived)?;
             let (certificate, insertion) = (&verified.file, verified.insertion());
-            let within = certificate.reading.dropped.first().map(|d| d.1);
-            let reading = reading(&self.carriers, &self.host, entry.norm, insertion.reach, within).map_err(derived)?;
+            let borrowed = certificate.reading.dropped.first().map(|d| d.1);
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
                 || certificate.norm != entry.norm
-                || certificate.reading != reading
+                || certificate.reading != reading(&self.carriers, &self.host, entry.norm, borrowed)
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
+            }
+            let size = entry.norm.unwrap_or(0.0).hypot(insertion.reach);
+            if self.carriers.kind == Kind::Padded && !(size <= self.carriers.exact_up_to(self.host.stream)) {
+                return Err(wrong(format!("the constants do not dominate what layer {} handles", entry.layer)));
             }
             let layers = lower(&insertion, &self.carriers, self.host.weights).map_err(derived)?;
             let first = entry.layer + 1 + shift;
@@ -708,22 +693,25 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, reach: f64
         column *= largest * f64::exp2(-(t as f64)) / length.max(f64::MIN_POSITIVE);
     }
     let y = layers.iter().fold(x.clone(), |x, layer| layer.forward(&x, eps));
-    for k in &c.constants {
-        let value = c.value(k);
-        for t in 0..x.ncols() {
-            // What the norm takes away from the constant that removes the carrier, and f64's own rounding.
-            let short =
-                (x.column(t).norm().hypot(reach) / value).powi(2) + eps * f64::exp2(-2.0 * f64::from(c.exponent));
-            let left = (y[(k.coordinate, t)] - x[(k.coordinate, t)]).abs();
-            let limit = match c.kind {
-                Kind::Padded => value * (4.0 * short + f64::EPSILON * 16.0),
-                // There the block writes as well.
-                Kind::Borrowed => value * 0.5,
-            };
+    let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
+    let carried: Vec<usize> = match c.kind {
+        Kind::Padded => (c.live..c.hidden_size).collect(),
+        Kind::Borrowed => c.constants.iter().map(|k| k.coordinate).collect(),
+    };
+    for t in 0..x.ncols() {
+        // What x and the guards take from the norm's scale, and so from what removes the constants, and f64's own rounding.
+        let size = x.column(t).norm().hypot(reach);
+        let short = (size / largest).powi(2) + eps * f64::exp2(-2.0 * f64::from(c.exponent));
+        let limit = match c.kind {
+            Kind::Padded => largest * (4.0 * short + f64::EPSILON * 16.0),
+            // There the block writes as well.
+            Kind::Borrowed => largest * 0.5,
+        };
+        for i in &carried {
+            let left = (y[(*i, t)] - x[(*i, t)]).abs();
             if !(left <= limit) {
                 return Err(Error::disagreement(format!(
-                    "the carrier in coordinate {} is not removed: {left:e} of {value:e} stays",
-                    k.coordinate
+                    "what stands in coordinate {i} between the layers is not removed: {left:e} stays"
                 )));
             }
         }
