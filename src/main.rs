@@ -111,11 +111,11 @@ struct Splice {
     /// The specification, TOML or JSON (docs/spec.md)
     #[arg(required_unless_present = "check")]
     spec: Option<PathBuf>,
-    /// The checkpoint: a HuggingFace directory with config.json and safetensors. It is only read
-    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    /// The checkpoint: a HuggingFace directory with config.json and safetensors, or a GGUF file. It is only read
+    #[arg(long, value_name = "DIR|FILE", required_unless_present = "check")]
     model: Option<PathBuf>,
-    /// Where to write the spliced checkpoint; must not be there yet
-    #[arg(short, long, value_name = "DIR")]
+    /// Where to write the spliced checkpoint, a directory or OUT.gguf as the source is; must not be there yet
+    #[arg(short, long, value_name = "DIR|FILE")]
     output: Option<PathBuf>,
     /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]

@@ -7,7 +7,7 @@
 //!            → decoder layers → a plan and its cost → files
 //! ```
 //!
-//! What a checkpoint's files look like is known to the containers only ([`hf`]); what is here serves them all: the plan,
+//! What a checkpoint's files look like is known to the containers only ([`hf`], [`mod@gguf`]); what is here serves them all: the plan,
 //! the manifest that travels with a spliced checkpoint, and [`check`], which derives everything anew from it.
 
 use std::collections::BTreeMap;
@@ -34,6 +34,7 @@ use crate::tensors::valid_range;
 use crate::verify::verify;
 
 pub mod card;
+pub mod gguf;
 pub mod hf;
 
 /// The directory of a spliced checkpoint that holds what travels with it.
@@ -228,57 +229,86 @@ pub struct ManifestSite {
 
 /// A checkpoint, by what it is kept in.
 enum Checkpoint {
-    HuggingFace(hf::Checkpoint),
+    HuggingFace(Box<hf::Checkpoint>),
+    Gguf(Box<gguf::Checkpoint>),
+}
+
+/// The same question to either kind.
+macro_rules! ask {
+    ($checkpoint:expr, $c:ident => $answer:expr) => {
+        match $checkpoint {
+            Checkpoint::HuggingFace($c) => $answer,
+            Checkpoint::Gguf($c) => $answer,
+        }
+    };
 }
 
 impl Checkpoint {
-    /// A directory is a HuggingFace checkpoint.
+    /// A directory is a HuggingFace checkpoint, a file a GGUF file.
     fn open(path: &Path) -> Result<Checkpoint> {
         if path.is_dir() {
-            return hf::Checkpoint::open(path).map(Checkpoint::HuggingFace);
+            return hf::Checkpoint::open(path).map(|c| Checkpoint::HuggingFace(Box::new(c)));
         }
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::unsupported("GGUF files cannot be spliced yet").at(path.display().to_string()));
+        if path.is_file() && !is_gguf(path) {
+            return Err(Error::input(format!("no checkpoint: {} is no GGUF file", path.display()))
+                .help("name a .gguf file, or the directory that holds config.json and the weights in safetensors"));
         }
-        Err(Error::input(format!("no checkpoint: {} is not a directory", path.display()))
-            .help("name the directory that holds config.json and the weights in safetensors"))
+        gguf::Checkpoint::open(path).map(|c| Checkpoint::Gguf(Box::new(c)))
     }
 
     fn host(&self) -> &Host {
-        let Checkpoint::HuggingFace(c) = self;
-        c.host()
+        ask!(self, c => c.host())
     }
 
     fn architecture(&self) -> &str {
-        let Checkpoint::HuggingFace(c) = self;
-        c.architecture()
+        ask!(self, c => c.architecture())
     }
 
     /// How loud each coordinate of the stream is after a layer, relative to the average, judged by the weights that write it.
     fn loudness(&self, layer: usize) -> Result<Vec<f64>> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.loudness(layer)
+        ask!(self, c => c.loudness(layer))
     }
 
-    fn cost(&self, carriers: &Carriers, inserted: usize) -> Cost {
-        let Checkpoint::HuggingFace(c) = self;
-        c.cost(carriers, inserted)
+    fn cost(&self, carriers: &Carriers, sites: &[PlannedSite]) -> Result<Cost> {
+        match self {
+            Checkpoint::HuggingFace(c) => Ok(c.cost(carriers, sites.iter().map(|s| s.layers.len()).sum())),
+            Checkpoint::Gguf(c) => c.cost(carriers, sites),
+        }
     }
 
     fn notes(&self, carriers: &Carriers) -> Result<Vec<String>> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.notes(carriers)
+        ask!(self, c => c.notes(carriers))
     }
 
     /// Refuses an output that must not be written to, before any work is done.
     fn vacant(&self, output: &Path, force: bool, kept: &[&Path]) -> Result<()> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.vacant(output, force, kept)
+        ask!(self, c => c.vacant(output, force, kept))
     }
 
     fn write(&self, plan: &Plan, spec: &Path, output: &Path, progress: Progress<'_>) -> Result<()> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.write(plan, spec, output, progress)
+        ask!(self, c => c.write(plan, spec, output, progress))
+    }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+/// The source's layer that each layer of the spliced model is or follows. `sites`: layers, and how many follow each.
+fn origins(layers: usize, sites: &[(usize, usize)]) -> Vec<usize> {
+    let inserted = |l: usize| sites.iter().find(|s| s.0 == l).map_or(0, |s| s.1);
+    (0..layers).flat_map(|l| std::iter::repeat_n(l, 1 + inserted(l))).collect()
+}
+
+/// Refuses an output that the disk has no room for.
+fn has_room(output: &Path, need: u64) -> Result<()> {
+    match fs4::available_space(folder_of(output)) {
+        Ok(free) if free < need => Err(Error::io(
+            format!("{}: {} needed, {} free", output.display(), card::bytes(need), card::bytes(free)),
+            std::io::ErrorKind::StorageFull.into(),
+        )),
+        // Where the system does not say, writing will.
+        _ => Ok(()),
     }
 }
 
@@ -345,14 +375,13 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
     for kind in kinds {
         match insertions(checkpoint, &sites, *kind, options, progress) {
             Ok((carriers, planned)) => {
-                let inserted = planned.iter().map(|s| s.layers.len()).sum();
                 let mut notes = checkpoint.notes(&carriers)?;
                 notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
                 notes.extend(card::notes(&carriers, host, &planned));
                 return Ok(Plan {
                     architecture: checkpoint.architecture().to_string(),
                     host: host.clone(),
-                    cost: checkpoint.cost(&carriers, inserted),
+                    cost: checkpoint.cost(&carriers, &planned)?,
                     carriers,
                     sites: planned,
                     notes,
@@ -734,5 +763,5 @@ pub struct Checked {
 ///
 /// Errors: [`Error::is_disagreement`] where anything is not as a splice leaves it.
 pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
-    hf::check(output, progress)
+    if is_gguf(output) { gguf::check(output, progress) } else { hf::check(output, progress) }
 }

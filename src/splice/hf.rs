@@ -22,7 +22,7 @@ use crate::host::{Host, InsertedLayer};
 use crate::stack::Form;
 use crate::tensors::quoted;
 
-use super::{Change, Cost, FOLDER, MANIFEST_FILE, Plan, Progress, card};
+use super::{Change, Cost, FOLDER, MANIFEST_FILE, Plan, Progress, card, origins};
 
 mod check;
 mod layout;
@@ -484,21 +484,8 @@ impl Checkpoint {
         let size = |name: &String| fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
         // Headers and what travels in the folder take a few megabytes.
         let need = plan.cost.bytes.after + others.iter().map(size).sum::<u64>() + (16 << 20);
-        match fs4::available_space(folder_of(output)) {
-            Ok(free) if free < need => Err(Error::io(
-                format!("{}: {} needed, {} free", output.display(), card::bytes(need), card::bytes(free)),
-                std::io::ErrorKind::StorageFull.into(),
-            )),
-            // Where the system does not say, writing will.
-            _ => Ok(()),
-        }
+        super::has_room(output, need)
     }
-}
-
-/// The source's layer that each layer of the spliced model is or follows.
-fn origins(layers: usize, sites: &[(usize, usize)]) -> Vec<usize> {
-    let inserted = |l: usize| sites.iter().find(|s| s.0 == l).map_or(0, |s| s.1);
-    (0..layers).flat_map(|l| std::iter::repeat_n(l, 1 + inserted(l))).collect()
 }
 
 /// Every tensor of the spliced checkpoint, and the source's tensor whose file it goes to.
