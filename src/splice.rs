@@ -77,9 +77,6 @@ pub struct SpliceOptions {
     pub carriers: Choice,
     /// the coordinates to borrow, best first; empty: the program chooses
     pub borrow: Vec<usize>,
-    /// bound on |x_j| in borrowed coordinates for which the certificate is to hold; `None`: what the specification says, or
-    /// the bound on ‖x‖
-    pub borrow_within: Option<f64>,
     /// how many layers a site may take; `None`: as the specification says
     pub depth: Option<Depth>,
     /// plan only
@@ -374,9 +371,6 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
         }
         (Choice::Auto, true) => &[Kind::Padded],
     };
-    if options.borrow_within.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
-        return Err(Error::input("the bound on borrowed coordinates must be positive and finite"));
-    }
     let mut refusals = Vec::new();
     for kind in kinds {
         match insertions(checkpoint, &sites, *kind, options, progress) {
@@ -525,13 +519,7 @@ fn insertions(
     let mut planned = Vec::with_capacity(sites.len());
     for (site, draft) in sites.iter().zip(drafts) {
         let norm = site.spec.domain.norm;
-        let reading = reading(
-            &carriers,
-            host,
-            norm,
-            draft.insertion().reach,
-            options.borrow_within.or(site.spec.domain.borrowed),
-        )?;
+        let reading = reading(&carriers, host, norm, site.spec.domain.borrowed);
         let compiled = draft.prove(&reading).at(|| place(site))?;
         let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| place(site))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
@@ -551,21 +539,11 @@ fn insertions(
     Ok((carriers, planned))
 }
 
-/// What the neutralised norm hands to an MLP in place of x.
-///
-/// x itself where an engine that computes the norm in f32 finds its scale exactly; and without a bound on ‖x‖ the certificate
-/// speaks of the pre-activations that are read.
-fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, reach: f64, within: Option<f64>) -> Result<Reading> {
-    let Some(norm) = norm else { return Ok(Reading::exact()) };
-    if carriers.kind == Kind::Padded && norm.hypot(reach) <= carriers.exact_up_to(host.stream) {
-        return Ok(Reading::exact());
-    }
-    if carriers.kind == Kind::Padded {
-        return Err(Error::unsupported("the constants do not dominate what the layers handle"));
-    }
-    let reading = carriers.reading(host.stream, norm, within, host.norm_eps);
-    reading.check()?;
-    Ok(reading)
+/// What the neutralised norm hands to an MLP in place of x. Without a bound on ‖x‖ a certificate speaks of the pre-activations
+/// that are read.
+fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Reading {
+    let eps = host.norm_eps * carriers.other_eps();
+    norm.map_or(Reading::exact(), |norm| carriers.reading(host.stream, norm, borrowed, eps))
 }
 
 /// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
@@ -693,14 +671,17 @@ impl Manifest {
             let dir = folder.join(&entry.directory);
             let verified = verify(&dir).map_err(derived)?;
             let (certificate, insertion) = (&verified.file, verified.insertion());
-            let within = certificate.reading.dropped.first().map(|d| d.1);
-            let reading = reading(&self.carriers, &self.host, entry.norm, insertion.reach, within).map_err(derived)?;
+            let borrowed = certificate.reading.dropped.first().map(|d| d.1);
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
                 || certificate.norm != entry.norm
-                || certificate.reading != reading
+                || certificate.reading != reading(&self.carriers, &self.host, entry.norm, borrowed)
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
+            }
+            let size = entry.norm.unwrap_or(0.0).hypot(insertion.reach);
+            if self.carriers.kind == Kind::Padded && !(size <= self.carriers.exact_up_to(self.host.stream)) {
+                return Err(wrong(format!("the constants do not dominate what layer {} handles", entry.layer)));
             }
             let layers = lower(&insertion, &self.carriers, self.host.weights).map_err(derived)?;
             let first = entry.layer + 1 + shift;

@@ -443,7 +443,7 @@ impl Work {
     fn spec(&self, change: impl FnOnce(&mut Value)) {
         let mut spec = json!({
             "sae": "sae", "interventions": interventions(), "budget": {"tolerance": 1e-4},
-            "domain": {"range": [-40, 40], "norm": 60},
+            "domain": {"range": [-40, 40], "norm": 60, "borrowed": 2},
         });
         change(&mut spec);
         fs::write(self.path("spec.json"), spec.to_string()).unwrap();
@@ -598,7 +598,7 @@ fn mistral_and_qwen2_become_llama() {
 
 #[test]
 fn borrowed_f32() {
-    let borrow = |more: &[&'static str]| [&["--carriers", "borrowed", "--borrow-within", "2"], more].concat();
+    let borrow = |more: &[&'static str]| [&["--carriers", "borrowed"], more].concat();
     let model = Model { quiet: vec![11], ..Model::default() };
     let w = compare(&model, &borrow(&[]), MEAN, BORROWED);
     assert!(certified(&w.path("out"), 1) < 0.2);
@@ -631,15 +631,14 @@ fn several_sites_each_with_its_own_features() {
         other.write(&w.path("other"), "blocks.7.hook_resid_post");
         let spec = json!({
             "sites": [
-                {"sae": "other", "layer": 2, "interventions": interventions(), "domain": {"range": [-50, 50], "norm": 80}},
+                {"sae": "other", "layer": 2, "interventions": interventions(), "domain": {"range": [-50, 50], "norm": 80, "borrowed": 2}},
                 {"sae": "sae", "interventions": interventions()},
             ],
-            "budget": {"tolerance": 1e-4}, "domain": {"range": [-40, 40], "norm": 60},
+            "budget": {"tolerance": 1e-4}, "domain": {"range": [-40, 40], "norm": 60, "borrowed": 2},
         });
         fs::write(w.path("spec.json"), spec.to_string()).unwrap();
         let said = contains("after layer 0").and(contains("after layer 2")).and(contains("inserted as 4"));
-        let within: &[&str] = if carriers == "borrowed" { &["--borrow-within", "2"] } else { &[] };
-        w.command(&[&["--carriers", carriers], within].concat()).assert().code(predicate::in_iter([0, 3])).stdout(said);
+        w.command(&["--carriers", carriers]).assert().code(predicate::in_iter([0, 3])).stdout(said);
         assert_eq!(w.check().0, 0, "{}", w.check().1);
         let out = read(&w.path("out"));
         assert_eq!(out.config["num_hidden_layers"], 6);

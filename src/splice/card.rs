@@ -32,20 +32,8 @@ fn grows(c: Change, text: impl Fn(u64) -> String) -> String {
 pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<String> {
     let mut notes = Vec::new();
     if c.kind == Kind::Borrowed {
-        let lost: Vec<String> = c
-            .constants
-            .iter()
-            .map(|k| format!("{:.1e} of x_{}", c.value(k) * host.stream.unit() / 2.0, k.coordinate))
-            .collect();
-        notes.push(format!(
-            "borrowed coordinates lose their low bits in {}: up to {}; that rounding is not part of the certificate",
-            host.stream,
-            lost.join(", ")
-        ));
-        notes.push(
-            "borrowed coordinates are not read: the certificate allows for all of |x_j| up to --borrow-within, or ‖x‖"
-                .into(),
-        );
+        let all = "the certificate allows for all of |x_j| up to domain.borrowed, or domain.norm without it";
+        notes.push(format!("borrowed coordinates are not read, and lose their low bits: {all}"));
     }
     for site in sites {
         notes.push(match site.norm {
@@ -147,6 +135,13 @@ pub(super) fn plan(plan: &Plan) -> String {
         }
         if let Some(total) = &site.compiled.proof.total {
             let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
+            let reading = &site.compiled.certificate.reading;
+            if !reading.is_exact() {
+                let [lo, hi] = reading.scale;
+                let residue = short(reading.residue);
+                let _ =
+                    writeln!(out, "of this, the carriers: x is read {lo} to {hi} times, and {residue} is left behind");
+            }
         }
     }
     out
