@@ -140,7 +140,7 @@ struct Splice {
     #[arg(long)]
     selftest: bool,
     /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
-    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow"])]
+    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "layers"])]
     check: Option<PathBuf>,
 }
 
@@ -300,9 +300,9 @@ impl Splice {
             return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
         };
         let options = SpliceOptions {
-            layers: self.layers,
             carriers: self.carriers,
             borrow: self.borrow.clone(),
+            depth: self.layers,
             dry_run: self.dry_run,
             force: self.force,
             selftest: match (self.no_selftest, self.selftest) {
