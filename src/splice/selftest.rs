@@ -278,35 +278,82 @@ fn prompts(source: &Path, plan: &Plan) -> Result<Vec<Prompt>> {
         }
     }
     let last: Vec<usize> = twice.stream.prompts.iter().map(|p| p.end - 1).collect();
-    let logits = model.logits(&twice.stream, &last)?;
-    if !logits.iter().all(|x| x.is_finite()) {
-        return Err(Error::input("the source's logits are not finite"));
-    }
     let n = kept.len();
-    let prompts = tokens.into_iter().zip(counts).zip(digests).enumerate().map(|(k, ((tokens, counts), stream))| {
-        let [active, uncovered, doubtful] = counts;
-        let (before, after) = (logprobs(&logits, k), logprobs(&logits, n + k));
-        let mut order: Vec<usize> = (0..after.len()).collect();
-        order.sort_by(|a, b| after[*b].total_cmp(&after[*a]));
-        order.truncate(TOP);
-        let next = |t: &usize| Next { token: *t, logit: short(logits[(n + k, *t)]), logprob: short(after[*t]) };
-        let expected = order.iter().map(next).collect();
-        let unmodified = order.iter().map(|t| short(before[*t])).collect();
-        Prompt { tokens, active, uncovered, doubtful, expected, unmodified, stream }
-    });
-    Ok(prompts.collect())
+    let mut found = vec![Ranking::default(); n];
+    model.logits_by_piece(&twice.stream, &last, |first, piece| {
+        for (k, ranking) in found.iter_mut().enumerate() {
+            (0..piece.ncols()).for_each(|j| ranking.add(first + j, piece[(k, j)], piece[(n + k, j)]));
+        }
+    })?;
+    let prompts =
+        tokens.into_iter().zip(counts).zip(digests).zip(found).map(|(((tokens, counts), stream), ranking)| {
+            let [active, uncovered, doubtful] = counts;
+            let (before, after) = (ranking.before.value(), ranking.after.value());
+            let expected = ranking.best.iter().map(|(token, _, logit)| Next {
+                token: *token,
+                logit: short(*logit),
+                logprob: short(logit - after),
+            });
+            let unmodified = ranking.best.iter().map(|(_, logit, _)| short(logit - before)).collect();
+            Prompt { tokens, active, uncovered, doubtful, expected: expected.collect(), unmodified, stream }
+        });
+    let prompts: Vec<Prompt> = prompts.collect();
+    let finite = |p: &Prompt| p.expected.iter().map(|n| n.logprob).chain(p.unmodified.clone()).all(f64::is_finite);
+    if prompts.iter().all(finite) { Ok(prompts) } else { Err(Error::input("the source's logits are not finite")) }
+}
+
+/// ln Σ exp(x) of numbers that come one by one.
+#[derive(Clone, Copy)]
+struct LogSum {
+    largest: f64,
+    sum: f64,
+}
+
+impl LogSum {
+    fn add(&mut self, x: f64) {
+        if x > self.largest {
+            self.sum *= (self.largest - x).exp();
+            self.largest = x;
+        }
+        self.sum += (x - self.largest).exp();
+    }
+
+    fn value(self) -> f64 {
+        self.largest + self.sum.ln()
+    }
+}
+
+/// The likeliest next tokens of a prompt, from the logits of a whole vocabulary that come one by one.
+#[derive(Clone)]
+struct Ranking {
+    before: LogSum,
+    after: LogSum,
+    /// token, logit before and after, best first
+    best: Vec<(usize, f64, f64)>,
+}
+
+impl Default for Ranking {
+    fn default() -> Self {
+        let empty = LogSum { largest: f64::NEG_INFINITY, sum: 0.0 };
+        Ranking { before: empty, after: empty, best: Vec::new() }
+    }
+}
+
+impl Ranking {
+    fn add(&mut self, token: usize, before: f64, after: f64) {
+        self.before.add(before);
+        self.after.add(after);
+        let place = self.best.partition_point(|b| b.2 >= after);
+        if place < TOP {
+            self.best.insert(place, (token, before, after));
+            self.best.truncate(TOP);
+        }
+    }
 }
 
 /// Enough digits for a test, and a short file.
 fn short(x: f64) -> f64 {
     format!("{x:.6e}").parse().unwrap_or(x)
-}
-
-fn logprobs(logits: &DMatrix<f64>, row: usize) -> Vec<f64> {
-    let row: Vec<f64> = logits.row(row).iter().copied().collect();
-    let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total = row.iter().map(|x| (x - largest).exp()).sum::<f64>().ln() + largest;
-    row.into_iter().map(|x| x - total).collect()
 }
 
 /// The prompts with the most active tokens; none that is doubtful, if there are others.
