@@ -442,7 +442,7 @@ impl Work {
 
     fn spec(&self, change: impl FnOnce(&mut Value)) {
         let mut spec = json!({
-            "sae": "sae", "interventions": interventions(), "budget": {"tolerance": 1e-4},
+            "sae": "sae", "interventions": interventions(), "budget": {"tolerance": 1e-4, "neurons": 6},
             "domain": {"range": [-40, 40], "norm": 60, "borrowed": 2},
         });
         change(&mut spec);
@@ -572,6 +572,26 @@ fn padded_other_shapes() {
     compare(&Model { head_dim: 24, attention_bias: true, ..Model::default() }, &[], 1e-9, F32);
     compare(&Model { attention_bias: true, mlp_bias: true, ..Model::default() }, &[], 1e-9, F32);
     compare(&Model { config: json!({"hidden_act": "relu"}), ..Model::default() }, &[], 1e-9, F32);
+}
+
+#[test]
+fn what_old_conversions_carry() {
+    // A head beside tied embeddings is kept; rotary frequencies, in whatever format, are left out.
+    let model = Model { dtype: Dtype::BF16, tied: true, ..Model::default() };
+    let w = Work::new(&model);
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> =
+        model.tensors().into_iter().map(|(n, s, b)| (n, Dtype::BF16, s, b)).collect();
+    let table = tensors[0].clone();
+    tensors.push(("lm_head.weight".into(), Dtype::BF16, table.2, table.3));
+    let frequencies = (0..8).flat_map(|_| 1f32.to_le_bytes()).collect();
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Dtype::F32, vec![8], frequencies));
+    let views = tensors.iter().map(|(n, t, s, b)| (n.clone(), TensorView::new(*t, s.clone(), b).unwrap()));
+    fs::write(w.path("model/model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    w.command(&[]).assert().code(predicate::in_iter([0, 3])).stdout(contains("inv_freq"));
+    assert_eq!(verdict(&w.path("out")), Ok(()));
+    let out = read(&w.path("out"));
+    assert!(out.tensors["lm_head.weight"] == out.tensors["model.embed_tokens.weight"]);
+    assert!(!out.tensors.keys().any(|n| n.contains("inv_freq")));
 }
 
 #[test]
@@ -1236,6 +1256,26 @@ fn check_finds_every_changed_file() {
     });
     rehash(&out);
     assert!(verdict(&out).unwrap_err().contains("unexpected tensor"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_configurations_are_read_or_refused(
+        at in any::<prop::sample::Index>(),
+        with in "\\PC?|[0-9{}\\[\\]\",:-]|999999999999|-1|null|1e400",
+        qwen in any::<bool>(),
+    ) {
+        let model = if qwen { Model { architecture: "Qwen2ForCausalLM", ..Model::default() } } else { Model::default() };
+        let w = Work::new(&model);
+        let mut text: Vec<char> = model.config().to_string().chars().collect();
+        let at = at.index(text.len());
+        text.splice(at..at + 1, with.chars());
+        fs::write(w.path("model/config.json"), text.into_iter().collect::<String>()).unwrap();
+        let options = neurograft::splice::SpliceOptions { dry_run: true, ..Default::default() };
+        let _ = neurograft::splice::splice(&w.path("spec.json"), &w.path("model"), None, &options, &|_, _, _| ());
+    }
 }
 
 proptest! {

@@ -124,9 +124,10 @@ impl Files {
         at.map(|s| &s.1).ok_or_else(|| Error::input(format!("no tensor {}", quoted(name))))
     }
 
-    fn formats(&self) -> Result<BTreeMap<Format, String>> {
+    /// The number formats that there are, each with a tensor that has it.
+    fn formats(&self, derived: &[String]) -> Result<BTreeMap<Format, String>> {
         let mut formats = BTreeMap::new();
-        for name in self.holder.keys() {
+        for name in self.holder.keys().filter(|n| !derived.contains(n)) {
             formats.entry(self.find(name)?.header().tensor(name)?.format()).or_insert_with(|| name.clone());
         }
         Ok(formats)
@@ -220,7 +221,7 @@ impl Checkpoint {
         // Old conversions carry the rotary frequencies: engines compute them from the configuration.
         let derived = files.holder.keys().filter(|n| n.ends_with("rotary_emb.inv_freq")).cloned().collect::<Vec<_>>();
         files.expect(&layout, &derived, CONFIG_FILE).at(|| dir.display().to_string())?;
-        let mut formats = files.formats()?.into_iter();
+        let mut formats = files.formats(&derived)?.into_iter();
         let weights = match (formats.next(), formats.next()) {
             (Some((f, _)), None) => f,
             (Some((f, a)), Some((g, b))) => {
