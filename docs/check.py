@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks what `neurograft compile` or `neurograft fit --json` wrote, by sampling in 50 digits.
+"""Checks what `neurograft compile` or `neurograft fit --json` wrote, by sampling in 60 digits.
 
     python3 docs/check.py DIR        a directory with certificate.json and block.safetensors
     python3 docs/check.py -          lines of `fit --json` on standard input
@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -24,10 +25,12 @@ try:
 except ImportError:
     sys.exit("mpmath is needed: pip install mpmath")
 
-mp.dps = 50
-SLACK = mpf(10) ** -40  # relative, for the 50 digits themselves
+mp.dps = 60
+SLACK = mpf(10) ** -40  # relative, for the 60 digits themselves
 RANDOM_POINTS = 300
 RESIDUALS = 3
+TERM_RESIDUALS = 48
+AT_MOST = 400  # residuals
 
 
 class Bad(Exception):
@@ -281,12 +284,12 @@ def affine(e):
 
 
 def value(e, z):
-    """The value at a Fraction z: a Fraction where it is rational by construction, else an mpf."""
+    """The value at a Fraction z, or at several, indexed: a Fraction where it is rational by construction, else an mpf."""
     op = e[0]
     if op == "const":
         return e[1]
     if op == "z":
-        return z
+        return z if isinstance(z, Fraction) else z[e[1]]
     if op == "add":
         return add(value(e[1], z), value(e[2], z))
     if op == "mul":
@@ -463,7 +466,7 @@ class Report:
         self.counts, self.worst, self.violations = {}, {}, []
 
     def check(self, place, claim, found, bound):
-        """found ≤ bound, up to the 50 digits."""
+        """found ≤ bound, up to the 60 digits."""
         self.counts[claim] = self.counts.get(claim, 0) + 1
         if bound > 0:
             self.worst[claim] = max(self.worst.get(claim, mpf(0)), found / bound)
@@ -609,6 +612,23 @@ def check_fit(line, rng):
 
 # ---- a directory --------------------------------------------------------------------------------------------------
 
+NULLABLE = {"norm", "first_block_sha256", "gates", "total", "tolerance", "ideal", "rounding", "epsilon_outside", "overshoot", "leak"}
+TOP = "version arithmetic source form format hidden_size between intermediate_size norm reading block_sha256 first_block_sha256 gates responses total"
+RESPONSE = "name carried expression pre_activation target w b v domain tolerance first_unit constant neurons ideal certificate rounding"
+TERM = "name conditions payload pre_activations v domain tolerance delta guards carried first_unit units open figures"
+
+
+def fields(o, names, place):
+    names = set(names.split())
+    may_be_absent = NULLABLE | ({"carried"} if "payload" in names else set())
+    if not isinstance(o, dict) or set(o) - names or names - set(o) - may_be_absent:
+        raise Bad(f"{place}: the fields {sorted(o) if isinstance(o, dict) else o!r}")
+    for k in names & may_be_absent:
+        o.setdefault(k, None)
+    for k in names - may_be_absent:
+        if o[k] is None:
+            raise Bad(f"{place}: {k} is null")
+
 
 def array(a, d, place):
     if set(a) != {"dtype", "len", "data"} or a["dtype"] not in ("f32", "f64"):
@@ -637,57 +657,140 @@ def safetensors(raw):
     return out
 
 
-def dot(a, b):
-    return mp.fdot(a, b)
+class Vec:
+    """An exact vector, integers n over one integer q: Python multiplies integers faster than mpmath does numbers."""
+
+    def __init__(self, n, q):
+        self.n, self.q = n, q
+
+    @staticmethod
+    def of(floats):
+        ratios = [float(x).as_integer_ratio() for x in floats]
+        q = max((q for _, q in ratios), default=1)
+        return Vec([p * (q // r) for p, r in ratios], q)
+
+    def dot(self, other):
+        return Fraction(sum(map(operator.mul, self.n, other.n)), self.q * other.q)
+
+    def norm(self):
+        return mp.sqrt(real(self.dot(self)))
+
+    def part(self, a, b=None):
+        return Vec(self.n[a:b], self.q)
+
+    def short(self):
+        """Rounded, for what need not be exact."""
+        return Vec([(a << 170) // self.q for a in self.n], 1 << 170)
+
+    def padded(self, n):
+        return Vec(self.n + [0] * (n - len(self.n)), self.q)
 
 
-def norm(a):
-    return mp.sqrt(mp.fdot(a, a))
+FINE = 1 << 240  # the units of what is irrational: hidden units, directions
+
+
+def snap(x):
+    """A real number as a multiple of 1/FINE."""
+    return x if isinstance(x, Fraction) else Fraction(int(mp.nint(x * FINE)), FINE)
+
+
+def combine(pairs, d):
+    """Σ c·v for the Vecs v of length d; real c are snapped."""
+    pairs = [(snap(c), v) for c, v in pairs if c]
+    q = math.lcm(1, *(c.denominator * v.q for c, v in pairs))
+    n = [0] * d
+    for c, v in pairs:
+        k = c.numerator * (q // (c.denominator * v.q))
+        n = [a + k * b for a, b in zip(n, v.n)]
+    return Vec(n, q)
+
+
+def less(a, b):
+    return combine([(Fraction(1), a), (Fraction(-1), b)], len(a.n))
+
+
+class Block:
+    """One safetensors file."""
+
+    def __init__(self, path, sha, report, c, h):
+        place = os.path.basename(path)
+        with open(path, "rb") as f:
+            raw = f.read()
+        report.true(place, "SHA-256", hashlib.sha256(raw).hexdigest() == sha)
+        tensors = safetensors(raw)
+        d, gated, fmt = c["hidden_size"] + c["between"], c["form"] == "gated", c["format"].upper()
+        h = tensors["gate_proj.weight"][1][0] if h is None else h
+        shapes = {"gate_proj.weight": [h, d], "gate_proj.bias": [h], "down_proj.weight": [d, h], "down_proj.bias": [d]}
+        if gated:
+            shapes |= {"up_proj.weight": [h, d], "up_proj.bias": [h]}
+        biases = {dtype for name, (dtype, *_) in tensors.items() if name.endswith("bias")}
+        due = [name for name in shapes if biases or not name.endswith("bias")]
+        wide = {fmt, "F32"} if fmt in ("F16", "BF16") else {fmt}
+        report.true(place, "the biases have one dtype", len(biases) < 2 and biases <= wide)
+        for name in {*due, *tensors}:
+            dtype, shape, values = tensors.get(name, (None, None, ()))
+            good = name in shapes and shape == shapes[name] and (dtype == fmt or name.endswith("bias"))
+            report.true(place, "tensor names, shapes, formats", good)
+            if not good:
+                raise Bad(f"{place}: {name} is {dtype} {shape}")
+            report.true(place, "finite weights", all(map(math.isfinite, values)))
+        flat = lambda name, n: tensors[name][2] if name in tensors else (0.0,) * n
+        rows = lambda name: [Vec.of(flat(name, h * d)[i * d : (i + 1) * d]) for i in range(h)]
+        self.h, self.d, self.sigma, self.up = h, d, Activation(c["source"]), None
+        self.gate, self.gate_bias = rows("gate_proj.weight"), [Fraction(q) for q in flat("gate_proj.bias", h)]
+        if gated:
+            self.up, self.up_bias = rows("up_proj.weight"), [Fraction(q) for q in flat("up_proj.bias", h)]
+        self.down = [Vec.of(flat("down_proj.weight", d * h)[i::h]) for i in range(h)]
+        self.down_bias = Vec.of(flat("down_proj.bias", d))
+
+    def hidden(self, x):
+        out = [self.sigma(g.dot(x) + p) for g, p in zip(self.gate, self.gate_bias)]
+        if self.up:
+            out = [mul(s, u.dot(x) + q) for s, u, q in zip(out, self.up, self.up_bias)]
+        return [snap(real(s)) for s in out]
+
+    def change(self, hidden):
+        return combine([(Fraction(1), self.down_bias), *zip(hidden, self.down)], self.d)
 
 
 def check_dir(path, rng):
     with open(os.path.join(path, "certificate.json"), encoding="utf-8") as f:
         c = json.load(f)
-    with open(os.path.join(path, "block.safetensors"), "rb") as f:
-        raw = f.read()
     report = Report()
+    fields(c, TOP, "certificate.json")
     if c["version"] != 1 or c["arithmetic"] != "real":
         raise Bad("another version or arithmetic")
-    report.true("block", "SHA-256", hashlib.sha256(raw).hexdigest() == c["block_sha256"])
-    d, h, gated, fmt = c["hidden_size"], c["intermediate_size"], c["form"] == "gated", c["format"]
-    shapes = {"gate_proj.weight": [h, d], "gate_proj.bias": [h], "down_proj.weight": [d, h], "down_proj.bias": [d]}
-    if gated:
-        shapes |= {"up_proj.weight": [h, d], "up_proj.bias": [h]}
-    tensors = safetensors(raw)
-    for name, (dtype, shape, _) in tensors.items():
-        report.true("block", "tensor names, shapes, formats", shapes.get(name) == shape and dtype == fmt.upper())
-    needed = [n for n in shapes if n.endswith("weight")]
-    report.true("block", "tensor names, shapes, formats", all(n in tensors for n in needed))
-    flat = lambda name, n: tensors[name][2] if name in tensors else (0.0,) * n
-    rows = lambda name, n, m: [flat(name, n * m)[i * m : (i + 1) * m] for i in range(n)]
-    gate, gate_bias = rows("gate_proj.weight", h, d), flat("gate_proj.bias", h)
-    up, up_bias = (rows("up_proj.weight", h, d), flat("up_proj.bias", h)) if gated else (None, None)
-    down = list(zip(*rows("down_proj.weight", d, h))) if h else []
-    down_bias = flat("down_proj.bias", d)
-    sigma = Activation(c["source"])
-
-    entries, nxt = [], 0
-    R = c["norm"]
+    d, g, h, R, gated = c["hidden_size"], c["between"], c["intermediate_size"], c["norm"], c["form"] == "gated"
+    two = c["gates"] is not None
+    report.true("certificate.json", "one layer or two", two == (g > 0) == (c["first_block_sha256"] is not None))
+    report.true("certificate.json", "total is null exactly without a norm", (c["total"] is None) == (R is None))
+    fields(c["reading"], "scale dropped residue", "reading")
+    if two and (R is None or c["reading"] != {"scale": [1, 1], "dropped": [], "residue": 0}):
+        raise Bad("two layers without a norm, or with a reading")
+    blocks = [Block(os.path.join(path, "block.safetensors"), c["block_sha256"], report, c, h)]
+    if two:
+        blocks.append(Block(os.path.join(path, "first_block.safetensors"), c["first_block_sha256"], report, c, None))
+    sigma, entries, nxt = blocks[0].sigma, [], [0, 0]
     for r in c["responses"]:
         place = r["name"]
+        fields(r, RESPONSE, place)
         e = Parser(r["target"]).parse()
-        Parser(r["expression"]).parse()
-        w, v, b = array(r["w"], d, place), array(r["v"], d, place), r["b"]
+        w, v, b = Vec.of(array(r["w"], d + g, place)), Vec.of(array(r["v"], d + g, place)), Fraction(r["b"])
+        between = sorted(v.n) == [0] * (d + g - 1) + [v.q] and any(v.part(d).n)
+        report.true(place, "w reads nothing between the layers; v writes there if carried", not any(w.n[d:]) and (between if r["carried"] else not any(v.n[d:])))
+        report.true(place, "carried is false for one layer", two or not r["carried"])
         stack = Stack(sigma, r["constant"], r["neurons"], gated)
-        report.true(place, "hidden units follow on", r["first_unit"] == nxt)
-        units = range(nxt, nxt + len(stack.neurons))
-        nxt = units.stop
+        layer = int(r["carried"])
+        report.true(place, "hidden units follow on", r["first_unit"] == nxt[layer])
+        units = range(nxt[layer], nxt[layer] + len(stack.neurons))
+        nxt[layer] = units.stop
         lo, hi = (end(x) for x in r["domain"])
         f, rounding = r["certificate"], r["rounding"]
         report.true(place, "rounding is null exactly without a norm", (rounding is None) == (R is None))
         dlo, dhi = lo, hi
         if R is not None:
-            reach = Fraction(float(norm(w) * R + abs(b)))
+            fields(rounding, "delta_rows epsilon_rows column_error outside hull", place)
+            reach = Fraction(float(w.norm() * R + abs(real(b))))
             delta_rows = Fraction(rounding["delta_rows"])
             dlo = (-reach if lo is None else max(lo, -reach)) - delta_rows
             dhi = (reach if hi is None else min(hi, reach)) + delta_rows
@@ -697,104 +800,417 @@ def check_dir(path, rng):
         if r["ideal"] is not None:
             ideal = Stack(sigma, r["ideal"]["constant"], r["ideal"]["neurons"], gated)
         check_status(report, place, target, ideal, f, rng)
-        missed = r["tolerance"] is not None and not f["epsilon"] <= r["tolerance"]
+        missed = r["tolerance"] is not None and not max(f["epsilon"], f["eta"]) <= r["tolerance"]
         report.true(place, "BestEffort exactly where the tolerance is missed", (f["status"] == "BestEffort") == missed)
-        entries.append(dict(place=place, r=r, w=w, v=v, b=b, stack=stack, units=units, target=target, lo=lo, hi=hi))
-    report.true("block", "every hidden unit has a response", nxt == h)
+        entries.append(dict(place=place, r=r, w=w, v=v, b=b, stack=stack, units=units, target=target, lo=lo, hi=hi, layer=layer))
+    groups = check_parts(report, entries, rng)
+    terms = []
+    if two:
+        terms = read_gates(report, c, entries, groups, blocks, nxt, rng)
+    else:
+        report.true("block", "every hidden unit has a response", nxt[0] == h)
     if R is not None:
-        check_rounding(report, c, entries, (gate, gate_bias, up, up_bias, down, down_bias), sigma, rng)
-    return report.show(f"{path}: {len(entries)} responses, {h} hidden units, {c['form']} {c['source']} in {fmt}, norm {R}")
+        check_rounding(report, c, entries, terms, blocks, rng)
+    layers = f"two layers with {g} coordinates between, {len(terms)} terms, " if two else ""
+    return report.show(f"{path}: {layers}{len(entries)} responses, {h} hidden units, {c['form']} {c['source']} in {c['format']}, norm {R}")
 
 
-def check_rounding(report, c, entries, block, sigma, rng):
-    """The claims about x: on residuals with ‖x‖ ≤ R that reach into every response's range, its bands and knees."""
-    gate, gate_bias, up, up_bias, down, down_bias = block
-    R, d = mpf(c["norm"]), c["hidden_size"]
-    constant = [mp.fsum(mpf(e["r"]["constant"]) * e["v"][i] for e in entries) for i in range(d)]
-    gap = norm([mpf(down_bias[i]) - constant[i] for i in range(d)])
-    report.check("total", "constant_error", gap, mpf(c["total"]["constant_error"]))
+# ---- expressions of several pre-activations ------------------------------------------------------------------------
+
+
+def variables(e):
+    return {e[1]} if e[0] == "z" else set().union(*(variables(x) for x in e[1:] if isinstance(x, tuple)))
+
+
+def form(e, n):
+    """([coefficients of z, z_1, ...], offset) of an expression that is affine by its shape, else None."""
+    if e[0] == "const":
+        return [Fraction(0)] * n, e[1]
+    if e[0] == "z":
+        return [Fraction(i == e[1]) for i in range(n)], Fraction(0)
+    if e[0] not in ("add", "mul"):
+        return None
+    a, b = form(e[1], n), form(e[2], n)
+    if a is None or b is None or (e[0] == "mul" and any(a[0]) and any(b[0])):
+        return None
+    if e[0] == "add":
+        return [x + y for x, y in zip(a[0], b[0])], a[1] + b[1]
+    return [x * b[1] + y * a[1] for x, y in zip(a[0], b[0])], a[1] * b[1]
+
+
+def at(form_, z):
+    return sum((k * x for k, x in zip(form_[0], z)), form_[1])
+
+
+def draw(lo, hi, rng):
+    """A point of [lo, hi], often a small one."""
+    lo, hi = (float(hi or 0) - 64 if lo is None else float(lo)), (float(lo or 0) + 64 if hi is None else float(hi))
+    return Fraction(rng.choice((rng.uniform(lo, hi), min(max(rng.gauss(0, 4), lo), hi))))
+
+
+def close(report, place, claim, a, b):
+    a, b = real(a), real(b)
+    report.check(place, claim, abs(a - b), mpf(10) ** -30 * (1 + abs(a)))
+
+
+def check_parts(report, entries, rng):
+    """The entries of each expression add up to it. Gives them in groups, one for each expression."""
+    groups = []
     for e in entries:
-        k = None
+        r, last = e["r"], groups[-1][-1]["r"] if groups else None
+        same = last and all(last[k] == r[k] for k in ("name", "expression", "carried")) and last["pre_activation"] < r["pre_activation"]
+        groups[-1].append(e) if same else groups.append([e])
+    for group in groups:
+        whole = Parser(group[0]["r"]["expression"]).parse()
+        n = 1 + max(variables(whole) | {e["r"]["pre_activation"] for e in group})
+        report.true(group[0]["place"], "the entries of an expression write the same v", all(not any(less(e["v"], group[0]["v"]).n) for e in group))
+        for _ in range(30):
+            z = [draw(group[0]["lo"], group[0]["hi"], rng) for _ in range(n)]
+            parts = mp.fsum(real(value(Parser(e["r"]["target"]).parse(), z[e["r"]["pre_activation"]])) for e in group)
+            close(report, group[0]["place"], "the entries add up to the expression", value(whole, z), parts)
+    return groups
+
+
+# ---- two layers ----------------------------------------------------------------------------------------------------
+
+
+def read_gates(report, c, entries, groups, blocks, nxt, rng):
+    gates, d, h = c["gates"], c["hidden_size"], c["intermediate_size"]
+    fields(gates, "slopes expressions terms reach", "gates")
+    n = len(gates["slopes"])
+    report.true("gates", "slopes are positive", all(k > 0 for k in gates["slopes"]))
+    report.true("gates", "the first block is the carried entries and the guards", nxt[1] + n == blocks[1].h)
+    terms, used = [], set(range(nxt[0]))
+    for t in gates["terms"]:
+        fields(t, TERM, "a term")
+        fields(t["figures"], "status bands payload factor overshoot outside hull", "a term")
+        place, f, before = f"a term of {t['name']}", t["figures"], len(report.violations)
+        m = len(t["pre_activations"])
+        conditions, payload = [form(Parser(x).parse(), m) for x in t["conditions"]], Parser(t["payload"]).parse()
+        if None in conditions or max(variables(payload), default=0) >= m:
+            raise Bad(f"{place}: a condition is not affine, or a pre-activation is missing")
+        for p in t["pre_activations"]:
+            fields(p, "w b", place)
+        ws, bs = [Vec.of(array(p["w"], d, place)) for p in t["pre_activations"]], [Fraction(p["b"]) for p in t["pre_activations"]]
+        v, units = Vec.of(array(t["v"], d, place)), range(t["first_unit"], t["first_unit"] + t["units"])
+        report.true(place, "one guard and one band for each condition", len(conditions) == len(t["guards"]) == len(f["bands"]))
+        report.true(place, "its guards are there", all(0 <= q < n for q in t["guards"]))
+        report.true(place, "its units are its own", t["units"] in (1, 2, 3) and not used & set(units) and units.stop <= h)
+        report.true(place, "delta > 0; open is a power of two", t["delta"] > 0 and math.frexp(t["open"])[0] == 0.5)
+        report.true(place, "the payload is affine or of one pre-activation", form(payload, m) is not None or len(variables(payload)) == 1)
+        used |= set(units)
+        sound = len(report.violations) == before
+        met = t["tolerance"] is None or f["outside"] <= t["tolerance"] * v.norm() * (1 + mpf(10) ** -15)
+        report.true(place, "Within exactly where the tolerance is met", f["status"] == ("Within" if met else "BestEffort"))
+        if not sound:
+            raise Bad(report.violations[before])
+        term = dict(place=place, t=t, f=f, conditions=conditions, payload=payload, ws=ws, bs=bs, v=v, units=units)
+        term["lo"], term["hi"] = (end(x) for x in t["domain"])
+        if t["carried"] is not None:
+            report.true(place, "an entry carries its payload", any(carries(e, term, d, rng) for e in entries))
+        terms.append(term)
+    check_sums(report, gates, terms, groups, rng)
+    return terms
+
+
+def carries(entry, term, d, rng):
+    """Is the entry's target the term's payload, of the same pre-activation?"""
+    k = min(variables(term["payload"]), default=0)
+    if not entry["layer"] or not entry["v"].n[d + term["t"]["carried"]] or entry["b"] != term["bs"][k]:
+        return False
+    if any(less(entry["w"].part(0, d), term["ws"][k]).n):
+        return False
+    points = [draw(term["lo"], term["hi"], rng) for _ in range(30)]
+    return all(abs(real(value(term["payload"], {k: z})) - entry["target"].at(z)) < mpf(10) ** -30 * (1 + abs(z)) for z in points)
+
+
+def check_sums(report, gates, terms, groups, rng):
+    """The terms and an ungated group of entries, in order, add up to each expression."""
+    groups = [g for g in groups if not g[0]["layer"]]
+
+    def adds_up(whole, some, group):
+        if not some and not group:
+            return not variables(whole) and value(whole, Fraction(0)) == 0
+        lo, hi = (some[0]["lo"], some[0]["hi"]) if some else (group[0]["lo"], group[0]["hi"])
+        n = 1 + max(variables(whole) | {len(t["ws"]) - 1 for t in some})
+        if any(len(t["ws"]) != n or t["v"].n != some[0]["v"].n for t in some):
+            return False
+        for e in group if some else []:
+            k = e["r"]["pre_activation"]
+            if any(less(e["v"], some[0]["v"].padded(len(e["v"].n))).n):
+                return False
+            if k >= n or e["b"] != some[0]["bs"][k] or any(less(e["w"].part(0, len(some[0]["ws"][k].n)), some[0]["ws"][k]).n):
+                return False
+        rest = Parser(group[0]["r"]["expression"]).parse() if group else ("const", Fraction(0))
+        if max(variables(rest), default=0) >= n:
+            return False
+        for i in range(80):
+            z = [draw(lo, hi, rng) for _ in range(n)]
+            if i % 2 and some:
+                # On a condition's edge, or near.
+                ell = rng.choice(rng.choice(some)["conditions"])
+                k = rng.choice([k for k in range(n) if ell[0][k]] or [None])
+                if k is not None:
+                    z[k] += (rng.choice((-1, 0, 1)) * Fraction(1, 10**6) - at(ell, z)) / ell[0][k]
+            have = real(value(rest, z)) + mp.fsum(real(value(t["payload"], z)) for t in some if all(at(x, z) > 0 for x in t["conditions"]))
+            if abs(have - real(value(whole, z))) > mpf(10) ** -30 * (1 + abs(have)):
+                return False
+        return True
+
+    def explain(j, i, g):
+        """Can expressions from j on be made of the terms from i on and the groups from g on?"""
+        if j == len(gates["expressions"]):
+            return i == len(terms)
+        e = gates["expressions"][j]
+        whole = Parser(e["expression"]).parse()
+        for stop in range(i, len(terms) + 1):
+            if stop > i and terms[stop - 1]["t"]["name"] != e["name"]:
+                break
+            for k in [None, *(k for k in range(g, len(groups)) if groups[k][0]["r"]["name"] == e["name"])]:
+                group = [] if k is None else groups[k]
+                if adds_up(whole, terms[i:stop], group) and explain(j + 1, stop, g if k is None else k + 1):
+                    return True
+        return False
+
+    for e in gates["expressions"]:
+        fields(e, "name expression", "gates.expressions")
+    report.true("gates", "terms and ungated parts add up to the expressions", explain(0, 0, 0))
+
+
+# ---- claims about x ------------------------------------------------------------------------------------------------
+
+
+class Frame:
+    """Residuals on which affine functions of x, (row, offset) in order of importance, take wanted values."""
+
+    def __init__(self, functions, fills, R, d):
+        self.R, self.d, self.basis, self.lines = mpf(R), d, [], []
+        for row, offset in functions:
+            inner, left = self.split(row)
+            size = left.norm()
+            # A function that depends on those before it is left to them.
+            dependent = size <= mpf(10) ** -9 * row.norm()
+            self.lines.append((inner, None if dependent else size, real(offset)))
+            if not dependent:
+                self.basis.append(combine([(1 / size, left)], d).short())
+        rest = [self.split(f)[1] for f in fills]
+        self.fills = [combine([(1 / f.norm(), f)], d).short() for f in rest if f.norm() > 0]
+
+    def split(self, row):
+        """Coordinates in the basis, and what is left."""
+        inner, left = [], row
+        for q in self.basis:
+            inner.append(left.dot(q))
+            left = combine([(Fraction(1), left), (-real(inner[-1]), q)], self.d)
+            left = left if left.q < 1 << 600 else Vec([(a << 500) // left.q for a in left.n], 1 << 500)
+        return [real(x) for x in inner], left
+
+    def residual(self, wanted, fill, share=1):
+        """x with the functions at `wanted` as far as R allows; the rest of the norm along a fill, by its number or ~number for its negative."""
+        c, room = [], self.R**2 * (1 - mpf(10) ** -30)
+        for (inner, size, offset), t in zip(self.lines, wanted):
+            if size is None:
+                continue
+            k = (real(t) - offset - mp.fsum(a * b for a, b in zip(inner, c))) / size
+            k = max(min(k, mp.sqrt(room)), -mp.sqrt(room))
+            c.append(k)
+            room = max(room - k * k, mpf(0)) * (1 - mpf(10) ** -30)
+        pairs = list(zip(c, self.basis))
+        if self.fills and fill is not None:
+            sign, fill = (-1, ~fill) if fill < 0 else (1, fill)
+            pairs.append((sign * share * mp.sqrt(room), self.fills[fill % len(self.fills)]))
+        return combine(pairs, self.d).short()
+
+
+def check_rounding(report, c, entries, terms, blocks, rng):
+    """The claims about x: on residuals with ‖x‖ ≤ R that reach into every response's range, its bands and knees."""
+    R, d, g = c["norm"], c["hidden_size"], c["between"]
+    fields(c["total"], "constant_error outside hull", "total")
+    constant = combine([(e["stack"].constant, e["v"]) for e in entries if not e["layer"]], d + g)
+    report.check("total", "constant_error", less(blocks[0].down_bias, constant).norm(), mpf(c["total"]["constant_error"]))
+    for e in entries:
+        block, k = blocks[e["layer"]], None
+        reads = [row for i in e["units"] for row in ([block.gate[i], block.up[i]] if block.up else [block.gate[i]])]
+        report.true(e["place"], "its rows read nothing between the layers", not any(any(row.n[d:]) for row in reads))
         for i, (w, *_) in enumerate(e["stack"].neurons):
             if w and (k is None or abs(w) >= abs(e["stack"].neurons[k][0])):
                 k = i
-        e["shift"] = [0.0] * d
+        e["shift"] = Vec([0] * d, 1)
         if k is not None:
             beta = float(e["stack"].neurons[k][0])
-            e["shift"] = [(g - beta * w) / beta for g, w in zip(gate[e["units"][k]], e["w"])]
-        report.check(e["place"], "delta_rows", norm(e["shift"]) * R, mpf(e["r"]["rounding"]["delta_rows"]))
+            row = [Fraction(a, block.gate[e["units"][k]].q) for a in block.gate[e["units"][k]].n[:d]]
+            e["shift"] = Vec.of([(float(a) - beta * float(Fraction(w, e["w"].q))) / beta for a, w in zip(row, e["w"].n)])
+        report.check(e["place"], "delta_rows", e["shift"].norm() * R, mpf(e["r"]["rounding"]["delta_rows"]))
+    scale = [Fraction(s) for s in c["reading"]["scale"]]
+    dropped = [(j, Fraction(bound)) for j, bound in c["reading"]["dropped"]]
+    chosen = list(residuals(c, entries, terms, blocks, rng))
+    if len(chosen) > AT_MOST:
+        chosen = rng.sample(chosen, AT_MOST)
+    for x in chosen:
+        if real(x.dot(x)) > mpf(R) ** 2:
+            raise AssertionError("a residual beyond the norm")
+        n, s = list(x.n), rng.choice([*scale, scale[0] + (scale[1] - scale[0]) * Fraction(rng.random())])
+        for j, bound in dropped:
+            n[j] = max(min(n[j], math.floor(bound * x.q)), math.ceil(-bound * x.q))
+        x = Vec(n, x.q)
+        handed = Vec([0 if any(i == j for j, _ in dropped) else a * s.numerator for i, a in enumerate(n)], x.q * s.denominator)
+        check_at(report, c, entries, terms, blocks, x, handed)
 
-    residuals = []
+
+def residuals(c, entries, terms, blocks, rng):
+    R, d = c["norm"], c["hidden_size"]
+    noise = lambda: Vec.of([rng.gauss(0, 1) for _ in range(d)])
+    random_end = lambda lo, hi: rng.choice((lo, hi, draw(lo, hi, rng)))
+
+    def bound(w, b, lo, hi):
+        """What z can be, in the domain and within the norm."""
+        least_, most = real(b) - mpf(R) * w.norm(), real(b) + mpf(R) * w.norm()
+        return float(least_ if lo is None else max(least_, real(lo))), float(most if hi is None else min(most, real(hi)))
+
+    yield Vec([0] * d, 1)
     for e in entries:
-        ww = dot(e["w"], e["w"])
-        if ww == 0:
-            residuals.append([mpf(rng.gauss(0, 1)) for _ in range(d)])
-            continue
         lo, hi = e["target"].lo, e["target"].hi
-        delta = Fraction(e["r"]["certificate"]["delta"])
-        wanted = [lo, hi, *e["target"].knots, *(j + s * 2 * delta for j in e["target"].jumps for s in (-1, 1))]
+        w = e["w"].part(0, d)
+        if not any(w.n):
+            yield Frame([], [noise()], R, d).residual([], 0)
+            continue
+        # The rest of the norm: noise, or a direction in which rounding hurts most.
+        block = blocks[e["layer"]]
+        rows = [less(block.gate[i].part(0, d), combine([(n[0], w)], d)) for i, n in zip(e["units"], e["stack"].neurons)]
+        frame = Frame([(w, e["b"])], [noise(), e["shift"], *rows], R, d)
+        band = Fraction(e["r"]["certificate"]["delta"]) + Fraction(e["r"]["rounding"]["delta_rows"])
+        wanted = [lo, hi, *e["target"].knots]
+        wanted += [j + s * band * k for j in e["target"].jumps for s in (-1, 1) for k in (1 + Fraction(1, 10**9), 2, Fraction(rng.random()))]
         wanted += [Fraction(rng.uniform(float(lo), float(hi))) for _ in range(RESIDUALS)]
         wanted += [Fraction(float((u - n[1]) / n[0])) for n in e["stack"].neurons if n[0] for u in (-1, 1)]
         for z in wanted:
-            along = (real(z) - e["b"]) / ww
-            x = [along * w for w in e["w"]]
-            room = R * R - along * along * ww
-            if room < 0:
-                x = [xi * R / norm(x) * (1 - mpf(10) ** -30) for xi in x]
-            else:
-                # The rest of the norm: noise, or the direction in which rounding hurts most.
-                y = [mpf(rng.gauss(0, 1)) for _ in range(d)] if rng.random() < 0.5 or norm(e["shift"]) == 0 else [mpf(s) for s in e["shift"]]
-                t = dot(y, e["w"]) / ww
-                y = [yi - t * w for yi, w in zip(y, e["w"])]
-                size = norm(y)
-                if size > 0:
-                    x = [xi + yi * mp.sqrt(room) / size * (1 - mpf(10) ** -30) for xi, yi in zip(x, y)]
-            residuals.append(x)
-    for x in residuals:
-        size = norm(x)
-        if size > R:
-            x = [xi * R / size * (1 - mpf(10) ** -30) for xi in x]
-        all_in, all_off, whole, wish = True, True, [mpf(q) for q in down_bias], [mpf(0)] * d
-        for e in entries:
-            r = e["r"]
-            z = dot(e["w"], x) + e["b"]
-            exact_z = Fraction(int(z * 10**60), 10**60)
-            inside = (e["lo"] is None or e["lo"] <= exact_z) and (e["hi"] is None or exact_z <= e["hi"])
-            hidden = []
-            for i in e["units"]:
-                value_ = real(sigma(dot(gate[i], x) + gate_bias[i]))
-                hidden.append(value_ * (dot(up[i], x) + up_bias[i]) if up else value_)
-            outs = [real(n[2]) for n in e["stack"].neurons]
-            scalar = real(e["stack"].constant) + mp.fsum(a * q for a, q in zip(outs, hidden))
-            columns = [down[i] for i in e["units"]]
-            written = [mp.fsum(q * col[k] for q, col in zip(hidden, columns)) for k in range(d)]
-            whole = [a + b for a, b in zip(whole, written)]
-            all_in &= inside
-            if not inside:
-                continue
-            claim = r["rounding"]
-            shifted = z + dot(e["shift"], x)
-            report.check(e["place"], "delta_rows, at a residual", abs(shifted - z), mpf(claim["delta_rows"]))
-            there = e["stack"](Fraction(int(shifted * 10**60), 10**60))
-            report.check(e["place"], "epsilon_rows", abs(scalar - there), mpf(claim["epsilon_rows"]))
-            tilt = [written[k] - (scalar - real(e["stack"].constant)) * e["v"][k] for k in range(d)]
-            report.check(e["place"], "column_error", norm(tilt), mpf(claim["column_error"]))
-            cz = e["target"].at(exact_z)
-            wish = [a + cz * b for a, b in zip(wish, e["v"])]
-            response = [written[k] + real(e["stack"].constant) * e["v"][k] for k in range(d)]
-            reach = Fraction(r["certificate"]["delta"]) + Fraction(claim["delta_rows"])
-            far = e["target"].distance(exact_z)
-            off = far is None or far > reach
-            all_off &= off
-            if off:
-                error = norm([response[k] - cz * e["v"][k] for k in range(d)])
-                report.check(e["place"], "rounding.outside", error, mpf(claim["outside"]))
-            low, high = e["target"].hull(exact_z, reach)
-            vv = dot(e["v"], e["v"])
-            t = min(max(dot(response, e["v"]) / vv if vv else mpf(0), low), high)
-            report.check(e["place"], "rounding.hull", norm([response[k] - t * e["v"][k] for k in range(d)]), mpf(claim["hull"]))
-        if all_in and all_off:
-            report.check("total", "total.outside", norm([a - b for a, b in zip(whole, wish)]), mpf(c["total"]["outside"]))
+            fill = rng.randrange(len(frame.fills))
+            yield frame.residual([z], fill)
+            yield frame.residual([z], ~fill)
+    for t in terms:
+        ws, slopes = t["ws"], [Fraction(c["gates"]["slopes"][q]) for q in t["t"]["guards"]]
+        conditions = [(combine(list(zip(k, ws)), d), at((k, o), t["bs"])) for k, o in t["conditions"]]
+        used = sorted(range(len(ws)), key=lambda k: k not in variables(t["payload"]))
+        functions = conditions + [(ws[k], t["bs"][k]) for k in used]
+        first = blocks[1].h - len(c["gates"]["slopes"])
+        fills = [less(blocks[1].gate[first + q].part(0, d), combine([(-s, row)], d)) for q, s, (row, _) in zip(t["t"]["guards"], slopes, conditions)]
+        up = form(t["payload"], len(ws))
+        if up is not None:
+            row = combine(list(zip(up[0], ws)), d)
+            fills += [less(combine([(Fraction(t["t"]["open"]), combine([(Fraction(1), blocks[0].up[i].part(0, d))], d))], d), row) for i in t["units"][:1]]
+        frame = Frame(functions, [noise(), *fills], R, d)
+        ranges = [bound(w, b, t["lo"], t["hi"]) for w, b in functions[len(conditions) :]]
+        for i in range(TERM_RESIDUALS):
+            wanted, on = [], i
+            for (row, o), s, band in zip(conditions, slopes, t["f"]["bands"]):
+                sign, on = (1, on // 2) if on % 2 == 0 else (-1, on // 2)
+                knee, near = Fraction(t["t"]["open"]) / s, Fraction(rng.uniform(0.5, 1.5)) / s  # where σ has its minimum
+                inside = rng.choice((knee * Fraction(2 * rng.random()), knee / 2, near if sign > 0 else knee + near))
+                edge = Fraction(band) * (1 + Fraction(1, 10**9)) if band else inside
+                wanted.append(sign * rng.choice((edge, edge, edge, inside, inside, Fraction(band) * Fraction(rng.random()), Fraction(10 ** rng.uniform(-3, 2)))))
+            for lo, hi in ranges:
+                wanted.append(random_end(lo, hi))
+            fill = rng.randrange(len(frame.fills))
+            yield frame.residual(wanted, rng.choice((fill, ~fill)), rng.choice((1, 1, 1, mpf(rng.random()))))
+
+
+def check_at(report, c, entries, terms, blocks, x, handed):
+    d, g, total = c["hidden_size"], c["between"], c["total"]
+    one, X = Fraction(1), handed.padded(d + g)
+    inputs, hidden, changed = {}, {}, Vec([0] * (d + g), 1)
+    for layer in reversed(range(len(blocks))):
+        inputs[layer], hidden[layer] = X, blocks[layer].hidden(X)
+        change = blocks[layer].change(hidden[layer])
+        changed = combine([(one, changed), (one, change)], d + g)
+        X = combine([(one, X), (one, change)], d + g)
+    inside_all, off_all, wish, segments = True, True, [], []
+    for e in entries:
+        claim, sigma_units = e["r"]["rounding"], hidden[e["layer"]]
+        z = e["w"].part(0, d).dot(x) + e["b"]
+        if (e["lo"] is not None and z < e["lo"]) or (e["hi"] is not None and e["hi"] < z):
+            inside_all = False
+            continue
+        a0, outs = e["stack"].constant, [n[2] for n in e["stack"].neurons]
+        scalar = a0 + sum((a * sigma_units[i] for a, i in zip(outs, e["units"])), Fraction(0))
+        response = combine([(a0, e["v"]), *((sigma_units[i], blocks[e["layer"]].down[i]) for i in e["units"])], d + g)
+        shifted = e["w"].part(0, d).dot(handed) + e["b"] + e["shift"].dot(handed)
+        report.check(e["place"], "delta_rows, at a residual", abs(real(shifted - z)), mpf(claim["delta_rows"]))
+        report.check(e["place"], "epsilon_rows", abs(real(scalar) - e["stack"](shifted)), mpf(claim["epsilon_rows"]))
+        report.check(e["place"], "column_error", combine([(one, response), (-scalar, e["v"])], d + g).norm(), mpf(claim["column_error"]))
+        cz = snap(e["target"].at(z))
+        band = Fraction(e["r"]["certificate"]["delta"]) + Fraction(claim["delta_rows"])
+        far = e["target"].distance(z)
+        off = far is None or far > band
+        error = combine([(one, response), (-cz, e["v"])], d + g).norm()
+        if off:
+            report.check(e["place"], "rounding.outside", error, mpf(claim["outside"]))
+        low = high = real(cz)
+        if error > claim["hull"] or not off:
+            low, high = e["target"].hull(z, band)
+            vv = e["v"].dot(e["v"])
+            t = snap(min(max(real(response.dot(e["v"]) / vv) if vv else mpf(0), low), high))
+            report.check(e["place"], "rounding.hull", combine([(one, response), (-t, e["v"])], d + g).norm(), mpf(claim["hull"]))
+        if not e["layer"]:
+            off_all &= off
+            wish.append((cz, e["v"]))
+            segments.append((low, high, e["v"]))
+    y = inputs[0].part(d)
+    for t in terms:
+        f, place = t["f"], t["place"]
+        z = [w.dot(x) + b for w, b in zip(t["ws"], t["bs"])]
+        if any((t["lo"] is not None and q < t["lo"]) or (t["hi"] is not None and t["hi"] < q) for q in z):
+            inside_all = False
+            continue
+        ells = [at(q, z) for q in t["conditions"]]
+        on, off = all(q > 0 for q in ells), all(abs(q) > band for q, band in zip(ells, f["bands"]) if band)
+        p, v = snap(real(value(t["payload"], z))), t["v"].padded(d + g)
+        report.check(place, "payload", abs(real(p)), mpf(f["payload"]))
+        written = combine([(hidden[0][i], blocks[0].down[i]) for i in t["units"]], d + g)
+        error = combine([(one, written), (-p if on else Fraction(0), v)], d + g).norm()
+        if off:
+            report.check(place, "a term's outside", error, mpf(f["outside"]))
+        vv = v.dot(v)
+        along = written.dot(v) / vv if vv else Fraction(0)
+        along = min(max(along, min(p, 0)), max(p, 0))
+        report.check(place, "a term's hull", combine([(one, written), (-along, v)], d + g).norm(), mpf(f["hull"]))
+        opening = Fraction(t["t"]["open"])
+        factor = real(blocks[0].sigma(opening - sum(Fraction(y.n[q], y.q) for q in t["t"]["guards"]))) / real(opening)
+        report.check(place, "overshoot of the factor", max(-factor, factor - 1, mpf(0)), mpf(f["overshoot"]))
+        # Near a condition without a band the factor is no indicator.
+        if off and any(f["bands"]) and all(abs(q) * s > 2 * opening + 128 for q, s in zip(ells, (Fraction(c["gates"]["slopes"][q]) for q in t["t"]["guards"]))):
+            report.check(place, "factor", abs(factor - on), mpf(f["factor"]))
+        off_all &= off
+        wish.append((p if on else Fraction(0), v))
+        segments.append((min(real(p), mpf(0)), max(real(p), mpf(0)), v))
+    if not inside_all:
+        return
+    if terms:
+        report.check("gates", "reach", y.norm(), mpf(c["gates"]["reach"]))
+        leak = abs(real(blocks[0].sigma(Fraction(128))) / 128 - 1)
+        report.check("gates", "y is 0 again", X.part(d).norm(), y.norm() * (leak + mpf(10) ** -50))
+    error = less(changed.part(0, d), combine(wish, d + g).part(0, d)).norm()
+    if off_all:
+        report.check("total", "total.outside", error, mpf(total["outside"]))
+    if error > total["hull"]:
+        error = distance(changed.part(0, d), [(low, high, v.part(0, d)) for low, high, v in segments], d)
+    report.check("total", "total.hull", error, mpf(total["hull"]))
+
+
+def distance(point, segments, d):
+    """A lower bound of the distance from the sum of the segments { t·v : low ≤ t ≤ high }: that along one direction."""
+    t = [low for low, _, _ in segments]
+    gram = [[float(a.dot(b)) for _, _, b in segments] for _, _, a in segments]
+    to = [float(point.dot(v)) for _, _, v in segments]
+    for _ in range(300):
+        for i, (low, high, _) in enumerate(segments):
+            if gram[i][i]:
+                pull = to[i] - sum(float(t[j]) * gram[i][j] for j in range(len(t)) if j != i)
+                t[i] = max(min(mpf(pull / gram[i][i]), high), low)
+    left = combine([(Fraction(1), point), *((-q, v) for q, (_, _, v) in zip(t, segments))], d)
+    if not any(left.n):
+        return mpf(0)
+    most = mp.fsum(max(low * k, high * k) for low, high, k in ((low, high, real(left.dot(v))) for low, high, v in segments))
+    return (real(left.dot(point)) - most) / left.norm()
 
 
 def main():
