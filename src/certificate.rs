@@ -384,6 +384,10 @@ impl CertificateFile {
                     .at(first.name.clone()));
                 }
             }
+            if rest[..parts.len()].iter().any(|r| r.v != first.v) {
+                return Err(Error::disagreement("the parts of one response are written along different directions")
+                    .at(first.name.clone()));
+            }
             rest = &rest[parts.len()..];
         }
         self.responses.iter().map(|r| self.claim(r).at(|| r.name.clone())).collect()
@@ -397,21 +401,43 @@ impl CertificateFile {
         let (carried, free): (Vec<_>, Vec<_>) =
             responses.into_iter().zip(&self.responses).partition(|(_, r)| r.carried);
         let strip = |x: Vec<(ResponseClaim, &ResponseFile)>| x.into_iter().map(|(c, _)| c).collect::<Vec<_>>();
-        // The expressions' ungated parts and terms, in order, are all that there is.
-        let (mut ungated, mut terms) = (free.iter().map(|(_, r)| r).peekable(), gates.terms.iter());
+        // The expressions' ungated parts and terms, in order, are all that there is; the parts of one expression read the
+        // same pre-activations and write along the same direction.
+        let (mut ungated, mut terms) = (free.iter().peekable(), gates.terms.iter());
+        let width = self.hidden_size + self.between;
+        let wide = |v: &Array| -> Result<Vec<f64>> {
+            let mut v = v.values()?;
+            v.resize(width, 0.0);
+            Ok(v)
+        };
         for e in &gates.expressions {
             let (rest, own) = decompose(&e.expression).at(|| e.name.clone())?;
-            let missing = |what: String| Error::disagreement(format!("no entry for {what}")).at(e.name.clone());
+            let wrong = |what: String| Error::disagreement(what).at(e.name.clone());
+            let mut first: Option<&TermFile> = None;
             for t in own {
                 let found = terms.next().filter(|f| f.conditions == t.conditions && f.payload == t.payload);
-                found.ok_or_else(|| missing(format!("the term {} of {}", t.payload, e.expression)))?;
-            }
-            if let Some(rest) = rest {
-                if ungated.peek().is_none_or(|r| r.expression != rest) {
-                    return Err(missing(format!("the ungated part {rest} of {}", e.expression)));
+                let found =
+                    found.ok_or_else(|| wrong(format!("no entry for the term {} of {}", t.payload, e.expression)))?;
+                let of = *first.get_or_insert(found);
+                if of.pre_activations != found.pre_activations || of.v != found.v || of.domain != found.domain {
+                    return Err(wrong(format!("the terms of {} read or write different things", e.expression)));
                 }
-                for _ in split(&rest)? {
-                    ungated.next();
+            }
+            let Some(rest) = rest else { continue };
+            for (index, _) in split(&rest)? {
+                let found = ungated.next().filter(|(_, r)| r.expression == rest && r.pre_activation == index);
+                let Some((claim, _)) = found else {
+                    return Err(wrong(format!("no entry for the ungated part {rest} of {}", e.expression)));
+                };
+                if let Some(t) = first {
+                    let same = match t.pre_activations.get(index) {
+                        Some(p) => wide(&p.w)? == claim.w && p.b == claim.b,
+                        // A constant is a function of a pre-activation that nobody gave.
+                        None => claim.w.iter().all(|w| *w == 0.0),
+                    };
+                    if !same || wide(&t.v)? != claim.v {
+                        return Err(wrong(format!("the parts of {} read or write different things", e.expression)));
+                    }
                 }
             }
         }

@@ -328,6 +328,10 @@ fn gate(
     let arguments: Vec<f64> =
         banded.iter().map(|i| (point(scale(g.guards[*i])) * point(g.delta)).lo().max(0.0)).collect();
     let f = factor(sigma, c, &arguments, usize::from(vanishing.is_some()));
+    if !(f.error.is_finite() && f.overshoot.is_finite() && f.largest.is_finite()) {
+        return Err(Error::unsupported(format!("{sigma} does not die out on its left, as gates need"))
+            .help("relu, silu, gelu and their kind do; or layers = 1"));
+    }
     let mut bands = vec![0.0; g.guards.len()];
     for i in &banded {
         bands[*i] = upper(point(g.delta) + point(rows[g.guards[*i]].off));

@@ -31,6 +31,9 @@ pub struct Term {
     pub payload: Expr,
 }
 
+/// More terms than this are refused: products of sums multiply.
+const MOST_TERMS: usize = 1024;
+
 /// The ungated part of an expression (absent if it is 0) and its gated terms.
 ///
 /// Errors: a condition that is not affine, a payload that multiplies several pre-activations, a jump that is not one of
@@ -118,7 +121,13 @@ fn by_shape(e: &Expr) -> Result<Vec<Term>> {
     // relu(a) = a·1[a > 0]
     let relu = |a: Expr| -> Result<Vec<Term>> { Ok(vec![Term { conditions: vec![condition(&a)?], payload: a }]) };
     Ok(match e {
-        Expr::Add(a, b) => [terms(a)?, terms(b)?].concat(),
+        Expr::Add(a, b) => {
+            let all = [terms(a)?, terms(b)?].concat();
+            if all.len() > MOST_TERMS {
+                return Err(Error::unsupported(format!("more than {MOST_TERMS} gated terms")));
+            }
+            all
+        }
         Expr::Neg(a) => negated(terms(a)?),
         Expr::Scale(k, a) => {
             let scaled = |t: Term| Term { payload: t.payload.scale(k.clone()), ..t };
@@ -126,6 +135,10 @@ fn by_shape(e: &Expr) -> Result<Vec<Term>> {
         }
         Expr::Mul(a, b) => {
             let (a, b) = (terms(a)?, terms(b)?);
+            if a.len() * b.len() > MOST_TERMS {
+                return Err(Error::unsupported(format!("a product of sums with more than {MOST_TERMS} gated terms"))
+                    .help("write the response with fewer conditions"));
+            }
             let mut out = Vec::with_capacity(a.len() * b.len());
             for (s, t) in a.iter().flat_map(|s| b.iter().map(move |t| (s, t))) {
                 let mut conditions = s.conditions.clone();
@@ -279,7 +292,8 @@ mod tests {
 
     #[test]
     fn what_has_no_terms_is_refused() {
-        for text in ["z * z_1", "step(z * z_1)", "step(z) * z * z_1", "step(silu(z) - z_1)"] {
+        let many = ["(step(z_1 - 1) + step(z_2 - 2))"; 40].join(" * ");
+        for text in ["z * z_1", "step(z * z_1)", &many, "step(z) * z * z_1", "step(silu(z) - z_1)"] {
             assert!(decompose(&text.parse().unwrap()).unwrap_err().is_unsupported(), "{text}");
         }
     }

@@ -231,6 +231,10 @@ fn what_two_layers_need_is_said() {
     refused(&target, Options { biases: false, ..two.clone() }, "biases");
     let sigmoid = "sigmoid".parse().unwrap();
     refused(&target, Options { source: sigmoid, ..two.clone() }, "does not approach the identity");
+    for source in ["leaky_relu", "identity", "abs"] {
+        let source = source.parse().unwrap();
+        refused(&target, Options { source, ..two.clone() }, "does not die out");
+    }
     let mut without = target.clone();
     without.responses[0].band = 0.0;
     refused(&without, two.clone(), "band");
