@@ -9,6 +9,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAE = REPOSITORY / "tests/data/smollm2-l15"
 LAYER = 15
+NORM = 250  # larger than any but the first token's
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Case:
     # for the specification's [budget] and [domain]
     options: dict = field(default_factory=dict)
 
-    def spec(self, sae: Path = SAE) -> str:
+    def spec(self, carriers: str, sae: Path = SAE) -> str:
         """The specification file."""
         lines = [f'sae = "{sae}"', f"layers = {self.layers}"]
         several = len(self.sites) > 1
@@ -58,7 +59,9 @@ class Case:
                     lines.append(f'activation = "{term.activation}"')
                 if term.gate is not None:
                     lines.append(f"gate = {term.gate}")
-        for table, entries in self.options.items():
+        # borrowed carriers are sized for the tokens of a known norm
+        options = {"domain": {"norm": NORM}} if carriers == "borrowed" else {}
+        for table, entries in (self.options | options).items():
             lines += ["", f"[{table}]"] + [f"{key} = {value}" for key, value in entries.items()]
         return "\n".join(lines) + "\n"
 

@@ -26,7 +26,7 @@ def splice(case: Case, model: Path, output: Path, carriers: str, sae: Path = SAE
     """Writes `output` and reads it back with --check; returns "" or "best effort"."""
     remove(output)
     spec = output.parent / "spec.toml"
-    spec.write_text(case.spec(sae))
+    spec.write_text(case.spec(carriers, sae))
     start = time.monotonic()
     code, text = command("splice", spec, "--model", model, "--output", output, "--carriers", carriers)
     if code not in (0, BEST_EFFORT) or not output.exists():
