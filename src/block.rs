@@ -22,15 +22,17 @@ use crate::tensors::TensorFile;
 pub const TENSORS: [&str; 6] =
     ["gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias", "down_proj.weight", "down_proj.bias"];
 
-/// The weights of one MLP, every number representable in `format`.
+/// The weights of one MLP, every number representable in its format.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// σ
     pub source: Activation,
     /// plain or gated
     pub form: Form,
-    /// the format that the numbers are of
+    /// the format that the matrices' numbers are of
     pub format: Format,
+    /// the format that the biases' numbers are of: wider than `format` where a host sums them up from several weights
+    pub bias_format: Format,
     /// [h, d]
     pub gate: DMatrix<f64>,
     /// \[h\]; `None` is a projection without bias
@@ -100,8 +102,8 @@ impl Block {
             (vec![m.nrows(), m.ncols()], bytes)
         };
         let vector = |v: &DVector<f64>| {
-            let mut bytes = Vec::with_capacity(v.len() * self.format.bytes());
-            v.iter().for_each(|x| self.format.write(*x, &mut bytes));
+            let mut bytes = Vec::with_capacity(v.len() * self.bias_format.bytes());
+            v.iter().for_each(|x| self.bias_format.write(*x, &mut bytes));
             (vec![v.len()], bytes)
         };
         let parts = [
@@ -115,7 +117,8 @@ impl Block {
         let named: Vec<_> = TENSORS.into_iter().zip(&parts).filter_map(|(n, p)| p.as_ref().map(|p| (n, p))).collect();
         let mut views = Vec::new();
         for (name, (shape, bytes)) in &named {
-            let view = TensorView::new(self.format.dtype(), shape.clone(), bytes)
+            let format = if name.ends_with("bias") { self.bias_format } else { self.format };
+            let view = TensorView::new(format.dtype(), shape.clone(), bytes)
                 .map_err(|e| Error::input(format!("tensor {name}: {e}")))?;
             views.push((*name, view));
         }
@@ -125,10 +128,15 @@ impl Block {
         safetensors::serialize(views, Some(metadata)).map_err(|e| Error::input(format!("block: {e}")))
     }
 
-    /// Reads a block from an opened file. `source` and `form` come from the certificate beside it.
+    /// Reads a block from an opened file. `source`, `form` and `format` come from the certificate beside it.
     ///
     /// Errors: a tensor is missing, superfluous, of another shape or format than the others say, or holds NaN.
     pub fn from_safetensors(file: &TensorFile, source: Activation, form: Form, format: Format) -> Result<Block> {
+        let biases = TENSORS.iter().filter(|n| n.ends_with("bias") && file.contains(n));
+        let bias_format = match biases.map(|n| file.tensor(n).map(|t| t.format())).next() {
+            Some(f) => f?,
+            None => format,
+        };
         let place = || file.place().to_string();
         let gated = form == Form::Gated;
         let known = |name: &String| TENSORS.contains(&name.as_str()) && (gated || !name.starts_with("up_proj"));
@@ -150,8 +158,8 @@ impl Block {
                 return Ok(None);
             }
             let t = file.tensor(name)?;
-            if t.format() != format {
-                return Err(Error::input(format!("tensor '{name}' is {}, the block is {format}", t.format())));
+            if t.format() != bias_format {
+                return Err(Error::input(format!("tensor '{name}' is {}, other biases are {bias_format}", t.format())));
             }
             t.expect_shape(&[len], "a bias")?;
             Ok(Some(DVector::from_vec(t.vector()?)))
@@ -171,6 +179,7 @@ impl Block {
                 source: source.clone(),
                 form,
                 format,
+                bias_format,
                 gate,
                 gate_bias: vector(TENSORS[1], h)?,
                 up,

@@ -8,10 +8,12 @@ use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
 use crate::certify::{Domain, Figures};
-use crate::derive::{BlockProof, ResponseClaim, Rounding, Total};
+use crate::derive::{BlockProof, PreActivation, Reading, ResponseClaim, Rounding, Total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::format::Format;
+use crate::gated::{GateFigures, GatedClaim, TwoLayerClaim, TwoLayerProof};
+use crate::gates::{Term, decompose};
 use crate::number::Number;
 use crate::ridge::split;
 use crate::stack::{Form, Neuron, Stack};
@@ -22,6 +24,8 @@ pub const VERSION: u32 = 1;
 pub const CERTIFICATE_FILE: &str = "certificate.json";
 /// The weights.
 pub const BLOCK_FILE: &str = "block.safetensors";
+/// The weights of the first of two layers.
+pub const FIRST_BLOCK_FILE: &str = "first_block.safetensors";
 /// The picture.
 pub const REPORT_FILE: &str = "report.svg";
 
@@ -41,14 +45,22 @@ pub struct CertificateFile {
     pub format: Format,
     /// d
     pub hidden_size: usize,
-    /// h
+    /// g: coordinates between two layers; 0 for one layer
+    pub between: usize,
+    /// h (of two layers, the second's)
     pub intermediate_size: usize,
     /// R: the bounds hold for ‖x‖ ≤ R; null: they speak of the pre-activations only
     pub norm: Option<f64>,
+    /// what stands between the stream and the block
+    pub reading: Reading,
     /// SHA-256 of block.safetensors, in hexadecimal
     pub block_sha256: String,
-    /// what the block does
+    /// SHA-256 of first_block.safetensors; null for one layer
+    pub first_block_sha256: Option<String>,
+    /// what the block does; of two layers, what the second does without a gate, then what the first does for a gate
     pub responses: Vec<ResponseFile>,
+    /// what two layers do with gates; null for one layer
+    pub gates: Option<GatesFile>,
     /// the sum over the responses; null without a norm
     pub total: Option<Total>,
 }
@@ -59,7 +71,9 @@ pub struct CertificateFile {
 pub struct ResponseFile {
     /// in words
     pub name: String,
-    /// the response as asked for, possibly of several pre-activations
+    /// is it what the first of two layers computes for a gate?
+    pub carried: bool,
+    /// the response as asked for, possibly of several pre-activations; of two layers, the part of it without a gate
     pub expression: Expr,
     /// the index of the pre-activation that this entry is about
     pub pre_activation: usize,
@@ -87,6 +101,81 @@ pub struct ResponseFile {
     pub certificate: Figures,
     /// what is proved about the rounding of the rows and columns; null without a norm
     pub rounding: Option<Rounding>,
+}
+
+/// What two layers do with gates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatesFile {
+    /// K of each guard σ(−K·ℓ)
+    pub slopes: Vec<f64>,
+    /// the responses as asked for, in order; terms and ungated responses are parts of them
+    pub expressions: Vec<ExpressionFile>,
+    /// the gated terms
+    pub terms: Vec<TermFile>,
+    /// bound on the norm of what passes between the layers
+    pub reach: f64,
+}
+
+/// A response as asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpressionFile {
+    /// in words
+    pub name: String,
+    /// in z, z_1, …
+    pub expression: Expr,
+}
+
+/// A pre-activation ⟨w, x⟩ + b.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreActivationFile {
+    /// w, of length d
+    pub w: Array,
+    /// b
+    pub b: f64,
+}
+
+impl PreActivationFile {
+    /// As it stands in a file.
+    pub fn new(p: &PreActivation) -> Self {
+        PreActivationFile { w: Array::new(&p.w), b: p.b }
+    }
+}
+
+/// A payload behind conditions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TermFile {
+    /// in words
+    pub name: String,
+    /// affine in z, z_1, …; all > 0
+    pub conditions: Vec<Expr>,
+    /// in z, z_1, …
+    pub payload: Expr,
+    /// z, z_1, …
+    pub pre_activations: Vec<PreActivationFile>,
+    /// the write direction, of length d
+    pub v: Array,
+    /// the values of every pre-activation for which this holds
+    pub domain: Ends,
+    /// the band around a condition's boundary, before rounding
+    pub delta: f64,
+    /// the tolerance asked for
+    pub tolerance: Option<f64>,
+    /// the guard of each condition
+    pub guards: Vec<usize>,
+    /// the coordinate (after the d live ones) that holds the payload; null for an affine one
+    pub carried: Option<usize>,
+    /// the first hidden unit in the second block
+    pub first_unit: usize,
+    /// how many units
+    pub units: usize,
+    /// c: the gate is c − Σ guards
+    pub open: f64,
+    /// what is proved
+    pub figures: GateFigures,
 }
 
 /// A stack before rounding.
@@ -300,6 +389,55 @@ impl CertificateFile {
         self.responses.iter().map(|r| self.claim(r).at(|| r.name.clone())).collect()
     }
 
+    /// What the file claims of two blocks, ready for derivation.
+    ///
+    /// Errors: as [`CertificateFile::claims`]; terms that are not those of the expressions.
+    pub fn two_layer_claim(&self, gates: &GatesFile) -> Result<TwoLayerClaim> {
+        let responses = self.claims()?;
+        let (carried, free): (Vec<_>, Vec<_>) =
+            responses.into_iter().zip(&self.responses).partition(|(_, r)| r.carried);
+        let strip = |x: Vec<(ResponseClaim, &ResponseFile)>| x.into_iter().map(|(c, _)| c).collect::<Vec<_>>();
+        // The expressions' ungated parts and terms, in order, are all that there is.
+        let (mut ungated, mut terms) = (free.iter().map(|(_, r)| r).peekable(), gates.terms.iter());
+        for e in &gates.expressions {
+            let (rest, own) = decompose(&e.expression).at(|| e.name.clone())?;
+            let missing = |what: String| Error::disagreement(format!("no entry for {what}")).at(e.name.clone());
+            for t in own {
+                let found = terms.next().filter(|f| f.conditions == t.conditions && f.payload == t.payload);
+                found.ok_or_else(|| missing(format!("the term {} of {}", t.payload, e.expression)))?;
+            }
+            if let Some(rest) = rest {
+                if ungated.peek().is_none_or(|r| r.expression != rest) {
+                    return Err(missing(format!("the ungated part {rest} of {}", e.expression)));
+                }
+                for _ in split(&rest)? {
+                    ungated.next();
+                }
+            }
+        }
+        if terms.next().is_some() || ungated.next().is_some() {
+            return Err(Error::disagreement("terms or responses that belong to no expression"));
+        }
+        let gated = gates.terms.iter().map(|t| gated_claim(t).at(|| t.name.clone()));
+        Ok(TwoLayerClaim {
+            live: self.hidden_size,
+            guards: gates.slopes.clone(),
+            gated: gated.collect::<Result<_>>()?,
+            carried: strip(carried),
+            free: strip(free),
+        })
+    }
+
+    /// Compares the figures in the file with derived ones. Error: the first that differs, with both values.
+    pub fn agrees_with_two(&self, gates: &GatesFile, proof: &TwoLayerProof) -> Result<()> {
+        let responses = proof.free.iter().chain(&proof.carried).cloned().collect();
+        self.agrees_with(&BlockProof { responses, total: Some(proof.total.clone()) })?;
+        for (t, f) in gates.terms.iter().zip(&proof.gated) {
+            differ("figures", &t.figures, f).at(|| t.name.clone())?;
+        }
+        differ("reach", &gates.reach, &proof.reach)
+    }
+
     fn claim(&self, r: &ResponseFile) -> Result<ResponseClaim> {
         let end =
             r.first_unit.checked_add(r.neurons.len()).ok_or_else(|| Error::input("hidden units beyond all bounds"))?;
@@ -340,6 +478,24 @@ impl CertificateFile {
     }
 }
 
+fn gated_claim(t: &TermFile) -> Result<GatedClaim> {
+    let end = t.first_unit.checked_add(t.units).ok_or_else(|| Error::input("hidden units beyond all bounds"))?;
+    let pre = |p: &PreActivationFile| Ok(PreActivation { w: p.w.values().at(|| "w".into())?, b: p.b });
+    Ok(GatedClaim {
+        name: t.name.clone(),
+        pre_activations: t.pre_activations.iter().map(pre).collect::<Result<_>>()?,
+        term: Term { conditions: t.conditions.clone(), payload: t.payload.clone() },
+        v: t.v.values().at(|| "v".into())?,
+        domain: t.domain.domain()?,
+        delta: t.delta,
+        tolerance: t.tolerance,
+        guards: t.guards.clone(),
+        carried: t.carried,
+        units: t.first_unit..end,
+        open: t.open,
+    })
+}
+
 fn differ<T: PartialEq + Serialize>(what: &str, claimed: &T, derived: &T) -> Result<()> {
     if claimed == derived {
         return Ok(());
@@ -349,4 +505,4 @@ fn differ<T: PartialEq + Serialize>(what: &str, claimed: &T, derived: &T) -> Res
 }
 
 /// All files of an output directory.
-pub const FILES: [&str; 3] = [BLOCK_FILE, CERTIFICATE_FILE, REPORT_FILE];
+pub const FILES: [&str; 4] = [BLOCK_FILE, FIRST_BLOCK_FILE, CERTIFICATE_FILE, REPORT_FILE];

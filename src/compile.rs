@@ -1,5 +1,7 @@
 //! The pipeline: an intervention becomes a block with its certificate.
 
+mod two_layers;
+
 use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
@@ -8,26 +10,21 @@ use rayon::prelude::*;
 use crate::activation::Activation;
 use crate::block::Block;
 use crate::certificate::{
-    Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, IdealFile, NeuronFile, ResponseFile, VERSION, sha256,
+    Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, ExpressionFile, FIRST_BLOCK_FILE, GatesFile, IdealFile,
+    NeuronFile, PreActivationFile, ResponseFile, TermFile, VERSION, sha256,
 };
 use crate::certify::Domain;
-use crate::derive::{BlockProof, ResponseClaim, derive};
+pub use crate::derive::PreActivation;
+use crate::derive::{BlockProof, Reading, ResponseClaim, derive};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::files::write_whole;
 use crate::format::Format;
+use crate::gated::GateFigures;
+use crate::host::Insertion;
 use crate::ridge::split;
 use crate::solve::{Budget, Method, Request, Solution, constructed, solve};
 use crate::stack::{Form, Neuron, Stack};
-
-/// z = ⟨w, x⟩ + b
-#[derive(Clone, Debug, PartialEq)]
-pub struct PreActivation {
-    /// \[d\]
-    pub w: Vec<f64>,
-    /// offset
-    pub b: f64,
-}
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +50,28 @@ pub struct Target {
     pub responses: Vec<Response>,
 }
 
+/// How many layers to insert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// one: responses add up, each of one pre-activation; a jump has a band that is crossed by steep neurons
+    One,
+    /// two: the first finds out where conditions hold, the second gates on them
+    Two,
+    /// one where that meets the tolerance, else two where that helps
+    #[default]
+    Auto,
+}
+
+impl std::fmt::Display for Depth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Depth::One => "1",
+            Depth::Two => "2",
+            Depth::Auto => "auto",
+        })
+    }
+}
+
 /// What the host can compute, what the block may cost, and where the certificate is to hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -64,6 +83,11 @@ pub struct Options {
     pub format: Format,
     /// do the projections have biases?
     pub biases: bool,
+    /// how many numbers of `format` make up a bias: a host that has exact ones in its stream sums a bias up from several
+    /// weights, see [`crate::host`]. 1: a bias is a number of `format`; more: an f32.
+    pub bias_parts: usize,
+    /// how many layers may be inserted, one after the other
+    pub depth: Depth,
     /// limits for each response (its band is the response's own)
     pub budget: Budget,
     /// R: the certificate holds for ‖x‖ ≤ R; without it, it speaks of the pre-activations only
@@ -78,26 +102,66 @@ impl Default for Options {
             form: Form::Gated,
             format: Format::F32,
             biases: true,
+            bias_parts: 1,
+            depth: Depth::default(),
             budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
             norm: None,
         }
     }
 }
 
-/// A certified block.
+impl Options {
+    /// The format of the block's biases.
+    pub fn bias_format(&self) -> Format {
+        if self.bias_parts > 1 { Format::F32 } else { self.format }
+    }
+
+    /// A bias that the host can realise exactly: the sum of `bias_parts` numbers of the format, within f32.
+    fn round_bias(&self, x: f64) -> f64 {
+        let mut rest = self.bias_format().round(x);
+        (0..self.bias_parts.max(1)).fold(0.0, |sum, _| {
+            let part = self.format.round(rest);
+            rest -= part;
+            sum + part
+        })
+    }
+}
+
+/// A certified block, or two that follow one another.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// the weights
+    /// the weights; of two layers, the second's
     pub block: Block,
+    /// of two layers, the first's; both then have the stream's coordinates and `between` more, see [`crate::gated`]
+    pub first: Option<Block>,
     /// what is proved of them
     pub proof: BlockProof,
+    /// what is proved of gated terms (two layers), in the order of the certificate's
+    pub gates: Vec<GateFigures>,
+    /// bound on the norm of what passes between two layers
+    pub reach: f64,
     /// the same, as a file
     pub certificate: CertificateFile,
     /// how each response came about, in the order of the certificate's responses
     pub solutions: Vec<Solution>,
 }
 
+/// Weights that are found, before it is known through which norm they will read the stream.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    options: Options,
+    hidden_size: usize,
+    lowered: Lowered,
+}
+
+#[derive(Clone, Debug)]
+enum Lowered {
+    One { block: Block, claims: Vec<ResponseClaim>, origins: Vec<(Expr, usize)>, solutions: Vec<Solution> },
+    Two { layers: Box<two_layers::TwoLayers>, responses: Vec<ExpressionFile> },
+}
+
 /// One response of one pre-activation.
+#[derive(Clone)]
 struct Part<'a> {
     response: &'a Response,
     index: usize,
@@ -145,34 +209,223 @@ pub fn compile_with_progress(
     options: &Options,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Compiled> {
+    draft(target, options, progress)?.prove(&Reading::exact())
+}
+
+/// The weights for an intervention, in as many layers as [`Options::depth`] allows and the tolerance needs.
+///
+/// Errors: as [`compile`].
+pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Draft> {
     let hidden_size = check(target)?;
+    let one = || one_layer(target, options, hidden_size, progress);
+    let two = || two_layers(target, options, hidden_size, progress);
+    match options.depth {
+        Depth::One => one(),
+        Depth::Two => two(),
+        Depth::Auto => match one() {
+            Ok(draft) if !two_layers::wanted(target) => Ok(draft),
+            Ok(draft) => {
+                let single = draft.clone().prove(&Reading::exact())?;
+                if single.met() {
+                    return Ok(draft);
+                }
+                let Ok(other) = two() else { return Ok(draft) };
+                let double = other.clone().prove(&Reading::exact())?;
+                // Where both miss the tolerance (16 bits), a layer more must be worth it.
+                let bound = |c: &Compiled| c.proof.total.as_ref().map_or(f64::INFINITY, |t| t.outside);
+                Ok(if double.met() || bound(&double) < 0.9 * bound(&single) { other } else { draft })
+            }
+            Err(e) if e.is_unsupported() && two_layers::wanted(target) => two(),
+            Err(e) => Err(e),
+        },
+    }
+}
+
+fn one_layer(
+    target: &Target,
+    options: &Options,
+    hidden_size: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Draft> {
     let parts = parts(target)?;
+    let solutions = solve_all(&parts, options, hidden_size, progress)?;
+    let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
+    let origins = parts.iter().map(|p| (p.response.expr.clone(), p.index)).collect();
+    let lowered = Lowered::One { block, claims, origins, solutions };
+    Ok(Draft { options: options.clone(), hidden_size, lowered })
+}
+
+fn two_layers(
+    target: &Target,
+    options: &Options,
+    hidden_size: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Draft> {
+    let layers = Box::new(two_layers::compile(target, options, hidden_size, progress)?);
+    let expression = |r: &Response| ExpressionFile { name: r.name.clone(), expression: r.expr.clone() };
+    let responses = target.responses.iter().map(expression).collect();
+    Ok(Draft { options: options.clone(), hidden_size, lowered: Lowered::Two { layers, responses } })
+}
+
+fn solve_all(
+    parts: &[Part<'_>],
+    options: &Options,
+    hidden_size: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Vec<Solution>> {
     let done = std::sync::atomic::AtomicUsize::new(0);
-    let solutions: Vec<Solution> = parts
+    parts
         .par_iter()
         .map(|part| {
             let solution = solve_part(part, options, hidden_size).at(|| part.response.name.clone());
             progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), parts.len());
             solution
         })
-        .collect::<Result<_>>()?;
-    let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
-    let proof = derive(&block, &claims, options.norm)?;
-    let certificate = describe(&block, &parts, &claims, &proof, options)?;
-    Ok(Compiled { block, proof, certificate, solutions })
+        .collect()
+}
+
+impl Draft {
+    /// How many layers it takes.
+    pub fn layers(&self) -> usize {
+        match &self.lowered {
+            Lowered::One { .. } => 1,
+            Lowered::Two { .. } => 2,
+        }
+    }
+
+    /// What is inserted.
+    pub fn insertion(&self) -> Insertion {
+        match &self.lowered {
+            Lowered::One { block, .. } => Insertion::single(block.clone()),
+            Lowered::Two { layers, .. } => Insertion {
+                live: self.hidden_size,
+                guards: layers.claim.between(),
+                reach: layers.proof.reach,
+                blocks: vec![layers.first.clone(), layers.second.clone()],
+            },
+        }
+    }
+
+    /// Proves what the weights do where the norm before them hands over `reading` in place of x.
+    ///
+    /// Errors: two layers where the reading is not x itself; whatever cannot be derived.
+    pub fn prove(self, reading: &Reading) -> Result<Compiled> {
+        let Draft { options, hidden_size, lowered } = self;
+        let file = |blocks: [&Block; 2], between: usize| -> Result<CertificateFile> {
+            let [first, last] = blocks;
+            Ok(CertificateFile {
+                version: VERSION,
+                arithmetic: "real".into(),
+                source: last.source.clone(),
+                form: last.form,
+                format: last.format,
+                hidden_size,
+                between,
+                intermediate_size: last.intermediate_size(),
+                norm: options.norm,
+                reading: reading.clone(),
+                block_sha256: sha256(&last.to_safetensors()?),
+                first_block_sha256: if between > 0 { Some(sha256(&first.to_safetensors()?)) } else { None },
+                responses: Vec::new(),
+                gates: None,
+                total: None,
+            })
+        };
+        match lowered {
+            Lowered::One { block, claims, origins, solutions } => {
+                let proof = derive(&block, &claims, options.norm, reading)?;
+                let mut certificate = file([&block, &block], 0)?;
+                certificate.responses = describe(claims.iter(), &origins, &proof.responses, claims.len());
+                certificate.total = proof.total.clone();
+                Ok(Compiled { block, first: None, proof, gates: Vec::new(), reach: 0.0, certificate, solutions })
+            }
+            Lowered::Two { layers, responses } => {
+                if !reading.is_exact() {
+                    return Err(Error::unsupported("two inserted layers must read the stream as it is")
+                        .help("use padded carriers"));
+                }
+                let stacks: Vec<_> = layers.stacks().cloned().collect();
+                let two_layers::TwoLayers { first, second, claim, proof, origins, solutions } = *layers;
+                let mut certificate = file([&first, &second], claim.between())?;
+                let proofs: Vec<_> = proof.free.iter().chain(&proof.carried).cloned().collect();
+                certificate.responses = describe(stacks.iter(), &origins, &proofs, claim.free.len());
+                certificate.total = Some(proof.total.clone());
+                let term = |(t, f): (&crate::gated::GatedClaim, &GateFigures)| TermFile {
+                    name: t.name.clone(),
+                    conditions: t.term.conditions.clone(),
+                    payload: t.term.payload.clone(),
+                    pre_activations: t.pre_activations.iter().map(PreActivationFile::new).collect(),
+                    v: Array::new(&t.v),
+                    domain: t.domain.into(),
+                    delta: t.delta,
+                    tolerance: t.tolerance,
+                    guards: t.guards.clone(),
+                    carried: t.carried,
+                    first_unit: t.units.start,
+                    units: t.units.len(),
+                    open: t.open,
+                    figures: f.clone(),
+                };
+                certificate.gates = Some(GatesFile {
+                    slopes: claim.guards.clone(),
+                    expressions: responses,
+                    terms: claim.gated.iter().zip(&proof.gated).map(term).collect(),
+                    reach: proof.reach,
+                });
+                Ok(Compiled {
+                    block: second,
+                    first: Some(first),
+                    proof: BlockProof { responses: proofs, total: Some(proof.total) },
+                    gates: proof.gated,
+                    reach: proof.reach,
+                    certificate,
+                    solutions,
+                })
+            }
+        }
+    }
 }
 
 impl Compiled {
     /// Is every tolerance met?
     pub fn met(&self) -> bool {
-        self.proof.responses.iter().all(|r| r.figures().status != crate::certify::Status::BestEffort)
+        let missed = crate::certify::Status::BestEffort;
+        self.proof.responses.iter().all(|r| r.figures().status != missed)
+            && self.gates.iter().all(|g| g.status != missed)
     }
 
-    /// Writes `block.safetensors` and `certificate.json` into a directory, which is made if it is not there. Each file is
-    /// written beside its place and then renamed.
+    /// What is inserted.
+    pub fn insertion(&self) -> Insertion {
+        match &self.first {
+            None => Insertion::single(self.block.clone()),
+            Some(first) => Insertion {
+                live: self.certificate.hidden_size,
+                guards: self.certificate.between,
+                reach: self.reach,
+                blocks: vec![first.clone(), self.block.clone()],
+            },
+        }
+    }
+
+    /// What is added to the stream, in f64, for a batch of residuals: [d, n] → [d, n], one token a column.
+    pub fn forward(&self, x: &DMatrix<f64>) -> DMatrix<f64> {
+        self.insertion().forward(x)
+    }
+
+    /// Writes `block.safetensors` (of two layers, `first_block.safetensors` too) and `certificate.json` into a directory,
+    /// which is made if it is not there. Each file is written beside its place and then renamed.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
         write_whole(&dir.join(BLOCK_FILE), &self.block.to_safetensors()?)?;
+        let first = dir.join(FIRST_BLOCK_FILE);
+        match &self.first {
+            Some(block) => write_whole(&first, &block.to_safetensors()?)?,
+            // What an earlier run left must not be taken for a part of this one.
+            None if first.exists() => {
+                std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
+            }
+            None => {}
+        }
         write_whole(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
     }
 }
@@ -254,7 +507,7 @@ fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<
     let length = part.response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
     let lowered = |s: &Solution| -> Result<f64> {
         let (block, claims) = lower(std::slice::from_ref(part), std::slice::from_ref(s), options, hidden_size)?;
-        let proof = derive(&block, &claims, options.norm)?;
+        let proof = derive(&block, &claims, options.norm, &Reading::exact())?;
         Ok(proof.responses[0].rounding.as_ref().map_or(f64::INFINITY, |r| r.outside / length))
     };
     let mut least = lowered(&best)?;
@@ -305,12 +558,12 @@ fn lower(
             for (k, w) in pre.w.iter().enumerate() {
                 gate[(unit, k)] = round(n.weight * w);
             }
-            gate_bias[unit] = round(n.weight * pre.b + n.bias);
+            gate_bias[unit] = options.round_bias(n.weight * pre.b + n.bias);
             if let Some((p, q)) = n.up {
                 for (k, w) in pre.w.iter().enumerate() {
                     up[(unit, k)] = round(p * w);
                 }
-                up_bias[unit] = round(p * pre.b + q);
+                up_bias[unit] = options.round_bias(p * pre.b + q);
             }
             for (k, x) in v.iter().enumerate() {
                 down[(k, unit)] = round(n.out * x);
@@ -341,7 +594,7 @@ fn lower(
             ideal: solution.ideal.clone(),
         });
     }
-    let down_bias = DVector::from_iterator(d, constant.into_iter().map(round));
+    let down_bias = DVector::from_iterator(d, constant.into_iter().map(|x| options.round_bias(x)));
     let finite = |name: &str, ok: bool| {
         if ok {
             Ok(())
@@ -368,6 +621,7 @@ fn lower(
         source: options.source.clone(),
         form: options.form,
         format: options.format,
+        bias_format: options.bias_format(),
         gate,
         gate_bias: biased(gate_bias, "gate biases")?,
         up: gated.then_some(up),
@@ -385,45 +639,35 @@ fn coefficient(column: &[f64], v: &[f64], nominal: f64) -> f64 {
     if exact || square == 0.0 { nominal } else { column.iter().zip(v).map(|(y, x)| y * x).sum::<f64>() / square }
 }
 
-fn describe(
-    block: &Block,
-    parts: &[Part<'_>],
-    claims: &[ResponseClaim],
-    proof: &BlockProof,
-    options: &Options,
-) -> Result<CertificateFile> {
-    let responses = parts.iter().zip(claims).zip(&proof.responses).map(|((part, c), p)| ResponseFile {
-        name: c.name.clone(),
-        expression: part.response.expr.clone(),
-        pre_activation: part.index,
-        target: c.target.clone(),
-        w: Array::new(&c.w),
-        b: c.b,
-        v: Array::new(&c.v),
-        domain: c.domain.into(),
-        tolerance: c.tolerance,
-        first_unit: c.units.start,
-        constant: c.stack.constant,
-        neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
-        // The numbers before rounding prove exactness, and nothing else.
-        ideal: c.ideal.as_ref().filter(|_| p.figures().status.is_exact()).map(|i| IdealFile {
-            constant: i.constant.clone(),
-            neurons: i.neurons.iter().map(NeuronFile::new).collect(),
-        }),
-        certificate: p.figures().clone(),
-        rounding: p.rounding.clone(),
-    });
-    Ok(CertificateFile {
-        version: VERSION,
-        arithmetic: "real".into(),
-        source: block.source.clone(),
-        form: block.form,
-        format: block.format,
-        hidden_size: block.hidden_size(),
-        intermediate_size: block.intermediate_size(),
-        norm: options.norm,
-        block_sha256: sha256(&block.to_safetensors()?),
-        responses: responses.collect(),
-        total: proof.total.clone(),
-    })
+/// The responses that have a stack: `free` of them in the last block, the others in the first of two.
+fn describe<'a>(
+    claims: impl Iterator<Item = &'a ResponseClaim>,
+    origins: &[(Expr, usize)],
+    proofs: &[crate::derive::ResponseProof],
+    free: usize,
+) -> Vec<ResponseFile> {
+    let described =
+        claims.zip(origins).zip(proofs).enumerate().map(|(k, ((c, (expression, index)), p))| ResponseFile {
+            name: c.name.clone(),
+            carried: k >= free,
+            expression: expression.clone(),
+            pre_activation: *index,
+            target: c.target.clone(),
+            w: Array::new(&c.w),
+            b: c.b,
+            v: Array::new(&c.v),
+            domain: c.domain.into(),
+            tolerance: c.tolerance,
+            first_unit: c.units.start,
+            constant: c.stack.constant,
+            neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
+            // The numbers before rounding prove exactness, and nothing else.
+            ideal: c.ideal.as_ref().filter(|_| p.figures().status.is_exact()).map(|i| IdealFile {
+                constant: i.constant.clone(),
+                neurons: i.neurons.iter().map(NeuronFile::new).collect(),
+            }),
+            certificate: p.figures().clone(),
+            rounding: p.rounding.clone(),
+        });
+    described.collect()
 }

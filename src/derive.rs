@@ -19,6 +19,9 @@
 //! ‖response − c(z)·v‖ ≤ (ε_outside + η·sup|z| + sup|c′|·δ_rows + ε_rows)·‖v‖ + column_error
 //! ```
 //!
+//! Between the stream and the MLP stands a norm. What it hands over is s·x, s near 1, possibly without some coordinates
+//! ([`Reading`]): one more shift of z, |s − 1|·|⟨w, x⟩| + Σ |w_j|·|x_j|, which is counted in δ_rows.
+//!
 //! and for every z of D, jumps or not, the response lies within (ε + η·sup|z| + ε_rows)·‖v‖ + column_error of the segment
 //! hull{c(z') : |z' − z| ≤ δ + δ_rows}·v.
 
@@ -33,6 +36,64 @@ use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::stack::{IdealStack, Stack};
+
+/// z = ⟨w, x⟩ + b
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreActivation {
+    /// \[d\]
+    pub w: Vec<f64>,
+    /// offset
+    pub b: f64,
+}
+
+/// What the norm before the MLP hands to it, where the stream is x.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// the least and the largest s of s·x
+    pub scale: [f64; 2],
+    /// coordinates that are not read, each with a bound on its magnitude
+    pub dropped: Vec<(usize, f64)>,
+}
+
+impl Reading {
+    /// x itself.
+    pub fn exact() -> Reading {
+        Reading { scale: [1.0, 1.0], dropped: Vec::new() }
+    }
+
+    /// Is it x itself?
+    pub fn is_exact(&self) -> bool {
+        *self == Reading::exact()
+    }
+
+    /// Checks the numbers. Errors: a scale that is not positive and finite, a bound that is negative or not a number.
+    pub fn check(&self) -> Result<()> {
+        let [lo, hi] = self.scale;
+        let bounds = self.dropped.iter().all(|(_, b)| *b >= 0.0 && b.is_finite());
+        if 0.0 < lo && lo <= hi && hi.is_finite() && bounds {
+            return Ok(());
+        }
+        Err(Error::input(format!(
+            "the norm hands over a multiple of x between {lo} and {hi}: nothing follows from that"
+        ))
+        .help("give a smaller domain.norm, or padded carriers"))
+    }
+
+    /// sup |⟨w, what is read⟩ − ⟨w, x⟩| where |⟨w, x⟩| ≤ `size`.
+    pub(crate) fn shift(&self, w: &[f64], size: f64) -> Interval {
+        let [lo, hi] = self.scale;
+        let off = (point(1.0) - Interval::new(lo, hi)).mag();
+        let scaled = if off == 0.0 { Interval::ZERO } else { point(off) * point(size) };
+        let dropped = self.dropped.iter().filter(|(j, _)| w.get(*j).is_some_and(|w| *w != 0.0));
+        dropped.fold(scaled, |sum, (j, bound)| sum + point(hi) * point(w[*j].abs()) * point(*bound))
+    }
+
+    /// sup s
+    pub(crate) fn largest(&self) -> f64 {
+        self.scale[1]
+    }
+}
 
 /// One response and what the block is claimed to do for it.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,8 +172,20 @@ pub struct Total {
 ///
 /// Errors: shapes or unit ranges that do not fit, hidden units that belong to no response or to several, a stack that
 /// cannot be certified.
-pub fn derive(block: &Block, claims: &[ResponseClaim], norm: Option<f64>) -> Result<BlockProof> {
-    let (d, h) = (block.hidden_size(), block.intermediate_size());
+pub fn derive(block: &Block, claims: &[ResponseClaim], norm: Option<f64>, reading: &Reading) -> Result<BlockProof> {
+    derive_units(block, claims, block.intermediate_size(), norm, reading)
+}
+
+/// [`derive()`] for the first `units` hidden units of a block, whose others are accounted for elsewhere.
+pub(crate) fn derive_units(
+    block: &Block,
+    claims: &[ResponseClaim],
+    h: usize,
+    norm: Option<f64>,
+    reading: &Reading,
+) -> Result<BlockProof> {
+    let d = block.hidden_size();
+    reading.check()?;
     if let Some(r) = norm
         && !(r > 0.0 && r.is_finite())
     {
@@ -147,27 +220,29 @@ pub fn derive(block: &Block, claims: &[ResponseClaim], norm: Option<f64>) -> Res
     }
     // Responses are independent of one another.
     use rayon::prelude::*;
-    let responses: Vec<ResponseProof> =
-        claims.par_iter().map(|c| derive_response(block, c, norm).at(|| c.name.clone())).collect::<Result<_>>()?;
+    let responses: Vec<ResponseProof> = claims
+        .par_iter()
+        .map(|c| derive_response(block, c, norm, reading).at(|| c.name.clone()))
+        .collect::<Result<_>>()?;
     let total = norm.map(|_| total(block, claims, &responses));
     Ok(BlockProof { responses, total })
 }
 
-fn point(x: f64) -> Interval {
+pub(crate) fn point(x: f64) -> Interval {
     Interval::point(x)
 }
 
 /// The upper end; 0 without a sign.
-fn upper(x: Interval) -> f64 {
+pub(crate) fn upper(x: Interval) -> f64 {
     x.hi() + 0.0
 }
 
 /// Upper bound of the norm of a vector given by enclosures.
-fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
+pub(crate) fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
     upper(v.fold(Interval::ZERO, |sum, x| sum + x.sqr()).sqrt())
 }
 
-fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Result<ResponseProof> {
+fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading: &Reading) -> Result<ResponseProof> {
     let Some(radius) = norm else {
         let certificate = certify(&Claim {
             target: &c.target,
@@ -188,9 +263,13 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Resul
         }
         _ => vec![0.0; c.w.len()],
     };
-    let delta_rows = upper(point(norm_of(shift.iter().map(|x| point(*x)))) * point(radius));
+    // What is read has norm s·‖x‖ at most.
+    let read_radius = (point(radius) * point(reading.largest())).hi();
+    let size = upper(point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius));
+    let delta_rows =
+        upper(point(norm_of(shift.iter().map(|x| point(*x)))) * point(read_radius) + reading.shift(&c.w, size));
     // What z can be: the claimed range, and |z| ≤ ‖w‖R + |b|; the shifted ẑ a little more.
-    let reach = (point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius) + point(c.b.abs())).hi();
+    let reach = (point(size) + point(c.b.abs())).hi();
     let lo = (point(c.domain.lo().max(-reach)) - point(delta_rows)).lo();
     let hi = (point(c.domain.hi().min(reach)) + point(delta_rows)).hi();
     let domain =
@@ -226,7 +305,7 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>) -> Resul
                 .map(|((g, w), r)| point(*g) - point(slope) * (point(*w) + point(*r)))
                 .collect::<Vec<_>>();
             let s = point(bias.unwrap_or(0.0)) - point(slope) * point(c.b) - point(offset);
-            (point(norm_of(rest.into_iter())) * point(radius) + s.abs()).hi()
+            (point(norm_of(rest.into_iter())) * point(read_radius) + s.abs()).hi()
         };
         let e = row(&block.gate, block.gate_bias.as_ref().map(|b| b[unit]), n.weight, n.bias);
         let gate = (point(n.weight) * z + point(n.bias)).inflate(e);
@@ -278,7 +357,7 @@ fn column_rest(column: DVectorView<'_, f64>, out: f64, v: &[f64], tilt: &[f64]) 
     norm_of(column.iter().zip(v).zip(tilt).map(|((y, v), k)| point(*y) - point(out) * (point(*v) + point(*k))))
 }
 
-fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof]) -> Total {
+pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof]) -> Total {
     let d = block.hidden_size();
     let mut sum = vec![Interval::ZERO; d];
     for c in claims.iter().filter(|c| c.stack.constant != 0.0) {

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use crate::activation::Activation;
-use crate::certificate::NeuronFile;
+use crate::certificate::{NeuronFile, TermFile};
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
 use crate::derive::Rounding;
 use crate::format::Format;
+use crate::gated::GateFigures;
 use crate::solve::{Method, Solution};
 use crate::stack::Neuron;
 
@@ -20,9 +21,19 @@ pub fn explain(compiled: &Compiled) -> String {
         "A {} block of {} neurons in {}, {} hidden units for a stream of width {}.\n",
         file.form, file.source, file.format, file.intermediate_size, file.hidden_size
     );
+    if let (Some(gates), Some(first)) = (&file.gates, &compiled.first) {
+        let _ = writeln!(
+            out,
+            "A first layer of {} hidden units stands before it: {} guards σ(−K·ℓ), one for each condition ℓ > 0, and {} payloads.\n",
+            first.intermediate_size(),
+            gates.slopes.len(),
+            file.between - gates.slopes.len()
+        );
+    }
     for (r, s) in file.responses.iter().zip(&compiled.solutions) {
         let _ = writeln!(out, "{}", r.name);
-        let _ = writeln!(out, "  adds c(z)·v with c(z) = {}", r.target);
+        let verb = if r.carried { "carries c(z) to the second layer" } else { "adds c(z)·v" };
+        let _ = writeln!(out, "  {verb} with c(z) = {}", r.target);
         let _ = writeln!(out, "  {}", method(s, &r.certificate));
         if r.constant != 0.0 {
             let _ = writeln!(out, "  constant {} (in the output bias)", r.constant);
@@ -40,7 +51,42 @@ pub fn explain(compiled: &Compiled) -> String {
         }
         let _ = writeln!(out);
     }
+    for t in file.gates.iter().flat_map(|g| &g.terms) {
+        let _ = writeln!(out, "{}", t.name);
+        let _ = writeln!(out, "  adds c·v with c = {} where {}", t.payload, conditions(t));
+        let guards: Vec<String> = t.guards.iter().map(|q| format!("h_{q}")).collect();
+        let _ = writeln!(
+            out,
+            "  unit {}: {}({} - {})·payload/{}{}",
+            t.first_unit,
+            file.source,
+            short(t.open),
+            guards.join(" - "),
+            short(t.open),
+            if t.units > 1 { ", rows and columns in high and low parts" } else { "" }
+        );
+        for line in gate_figures(&t.figures) {
+            let _ = writeln!(out, "  {line}");
+        }
+        let _ = writeln!(out);
+    }
     out
+}
+
+/// When a gated term counts.
+pub fn conditions(t: &TermFile) -> String {
+    let all: Vec<String> = t.conditions.iter().map(|c| format!("{c} > 0")).collect();
+    all.join(" and ")
+}
+
+/// The figures of a gated term in words.
+pub fn gate_figures(f: &GateFigures) -> Vec<String> {
+    let bands: Vec<String> = f.bands.iter().map(|b| short(*b)).collect();
+    vec![
+        format!("certified: {:?}", f.status),
+        format!("  farther than {} from the conditions' boundaries: ‖error‖ ≤ {}", bands.join(", "), short(f.outside)),
+        format!("  nearer: the factor on the payload is between 0 and 1, give or take {}", short(f.overshoot)),
+    ]
 }
 
 fn method(s: &Solution, f: &Figures) -> String {

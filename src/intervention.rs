@@ -17,6 +17,8 @@ pub fn options(spec: &Spec) -> Options {
         form: spec.host.form,
         format: spec.host.format,
         biases: spec.host.biases,
+        bias_parts: 1,
+        depth: spec.layers,
         budget: Budget {
             neurons: spec.budget.neurons,
             max_weight: spec.budget.max_weight,
@@ -32,7 +34,7 @@ pub fn options(spec: &Spec) -> Options {
 /// Reads the features that a specification names and states the intervention.
 ///
 /// Errors: a feature that the SAE does not have, an expression that does not parse, a threshold outside of the range of
-/// pre-activations, a gate (which takes two layers).
+/// pre-activations, a response that no layers compute.
 pub fn target(spec: &Spec, sae: &Sae) -> Result<Target> {
     let indices = spec.features()?;
     let features: HashMap<usize, Feature> = indices.iter().copied().zip(sae.features(&indices)?).collect();
@@ -44,14 +46,11 @@ pub fn target(spec: &Spec, sae: &Sae) -> Result<Target> {
 }
 
 fn response(spec: &Spec, sae: &Sae, i: &Intervention, features: &HashMap<usize, Feature>) -> Result<Response> {
-    if let Some(gate) = i.gate {
-        return Err(Error::unsupported(format!(
-            "a gate on feature {gate}: a gate across features takes two inserted layers, and one block is one layer"
-        ))
-        .help("leave out `gate`, or express the response in this feature's own pre-activation"));
-    }
     let own = &features[&i.feature];
-    let text = i.response(sae.architecture(), own.threshold)?;
+    let mut text = i.response(sae.architecture(), own.threshold)?;
+    if let Some(gate) = i.gate {
+        text = format!("({text}) * {}", i.gate_factor(gate, sae.architecture(), features[&gate].threshold)?);
+    }
     // z is the feature's own pre-activation; z_<index> any feature's.
     let mut order = vec![i.feature];
     let expr = Expr::parse_with(&text, |name| {
@@ -67,8 +66,7 @@ fn response(spec: &Spec, sae: &Sae, i: &Intervention, features: &HashMap<usize, 
     })?;
     let range = spec.range_of(i);
     let domain = Domain::new(range.lo(), range.hi())?;
-    let jumps = crate::ridge::split(&expr)?.into_iter().map(|(_, part)| crate::certify::jumps(&part, Domain::line()));
-    for at in jumps.collect::<Result<Vec<_>>>()?.concat() {
+    for at in thresholds(&expr)? {
         if !(domain.lo() < at && at < domain.hi()) {
             return Err(Error::input(format!(
                 "the threshold {at} does not lie inside of the range {} to {} of pre-activations",
@@ -96,4 +94,20 @@ fn response(spec: &Spec, sae: &Sae, i: &Intervention, features: &HashMap<usize, 
         domain,
         band: spec.band_of(i),
     })
+}
+
+/// Where the response switches, as far as it is a pre-activation that passes a number there.
+fn thresholds(e: &Expr) -> Result<Vec<f64>> {
+    if let Ok(parts) = crate::ridge::split(e) {
+        let jumps = parts.iter().map(|(_, part)| crate::certify::jumps(part, Domain::line()));
+        return Ok(jumps.collect::<Result<Vec<_>>>()?.concat());
+    }
+    let (_, gated) = crate::gates::decompose(e)?;
+    let roots = gated.iter().flat_map(|t| &t.conditions).filter_map(|c| {
+        let form = c.affine()?;
+        let mut coefficients = form.coefficients.values();
+        let (Some(slope), None) = (coefficients.next(), coefficients.next()) else { return None };
+        Some(crate::number::Number::from(-(&form.constant / slope)).to_f64())
+    });
+    Ok(roots.collect())
 }

@@ -41,6 +41,7 @@
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`block`], [`certificate`], [`files`] |
+//! | hosts | [`carriers`], [`host`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
 //! | what they see | [`observe`], [`explain`], [`panels`], [`report`] |
@@ -55,6 +56,7 @@ pub mod algebra;
 pub mod atom;
 pub mod block;
 pub mod canonical;
+pub mod carriers;
 pub mod certificate;
 pub mod certify;
 pub mod compile;
@@ -67,6 +69,9 @@ pub mod explain;
 pub mod expr;
 pub mod files;
 pub mod format;
+pub mod gated;
+pub mod gates;
+pub mod host;
 pub mod interval;
 pub mod intervention;
 pub mod minimax;

@@ -11,7 +11,7 @@ use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, compile_with_progress};
-use neurograft::explain::{counted, explain, figures, formula, limit, short};
+use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::panels::panels;
@@ -179,6 +179,19 @@ fn summary(c: &Compiled) -> String {
             r.target
         );
     }
+    for t in c.certificate.gates.iter().flat_map(|g| &g.terms) {
+        out += &format!(
+            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
+            t.name,
+            t.units,
+            format!("{:?}", t.figures.status),
+            format!("{:.2e}", t.figures.outside),
+            format!("{:.2e}", t.figures.overshoot * t.figures.payload),
+            "-",
+            t.payload,
+            conditions(t)
+        );
+    }
     if let Some(t) = &c.proof.total {
         let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
         out += &format!(
@@ -188,6 +201,9 @@ fn summary(c: &Compiled) -> String {
     }
     out +=
         "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
+    if c.first.is_some() {
+        out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
+    }
     for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
         if let Some(limit) = limit(&r.certificate, s, c.certificate.format) {
             out += &format!("{}: the tolerance is missed; what limits it is {limit}\n", r.name);
@@ -215,18 +231,19 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
 }
 
 fn verify_dir(dir: &Path) -> Outcome {
-    let (file, proof) = verify::verify(dir)?;
-    let hidden = file.intermediate_size;
+    let verified = verify::verify(dir)?;
+    let file = &verified.file;
+    let hidden: usize = verified.blocks.iter().map(|b| b.intermediate_size()).sum();
+    let terms = file.gates.as_ref().map_or(&[][..], |g| &g.terms);
     say(&format!(
         "{}: {} responses, {hidden} hidden units, all bounds derived anew and equal\n",
         dir.display(),
-        file.responses.len()
+        file.responses.len() + terms.len()
     ));
-    for (r, p) in file.responses.iter().zip(&proof.responses) {
-        say(&format!("{}\n", r.name));
-        for line in figures(p.figures(), p.rounding.as_ref()) {
-            say(&format!("  {line}\n"));
-        }
+    let described = file.responses.iter().map(|r| (&r.name, figures(&r.certificate, r.rounding.as_ref())));
+    for (name, lines) in described.chain(terms.iter().map(|t| (&t.name, gate_figures(&t.figures)))) {
+        say(&format!("{name}\n"));
+        lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
     Ok(ExitCode::SUCCESS)
 }

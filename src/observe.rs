@@ -2,10 +2,9 @@
 
 use nalgebra::DMatrix;
 
-use crate::compile::{Compiled, Target};
+use crate::compile::{Compiled, PreActivation, Target};
 use crate::error::Result;
-use crate::ridge::split;
-use crate::solve::Values;
+use crate::eval::value;
 
 /// What was seen on a batch of residuals, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,35 +27,52 @@ pub struct Observation {
 ///
 /// Error: a response that cannot be evaluated (the compiled ones can).
 pub fn observe(target: &Target, compiled: &Compiled, x: &DMatrix<f64>) -> Result<Observation> {
-    let written = compiled.block.forward(x);
+    let written = compiled.forward(x);
     let mut wanted = DMatrix::zeros(x.nrows(), x.ncols());
     let (mut active, mut banded, mut outside) =
         (vec![false; x.ncols()], vec![false; x.ncols()], vec![false; x.ncols()]);
     let mut in_band = 0;
-    let mut k = 0;
     for r in &target.responses {
-        for (index, part) in split(&r.expr)? {
-            let Some(pre) = r.pre_activations.get(index) else {
-                continue;
-            };
-            let proof = &compiled.proof.responses[k];
-            k += 1;
-            let values = Values::new(&part, crate::certify::Domain::line())?;
-            let jumps = crate::certify::jumps(&part, crate::certify::Domain::line())?;
-            let reach = proof.figures().delta + proof.rounding.as_ref().map_or(0.0, |r| r.delta_rows);
-            for t in 0..x.ncols() {
-                let z = pre.b + pre.w.iter().zip(x.column(t).iter()).map(|(a, b)| a * b).sum::<f64>();
-                let c = values.at(z);
-                active[t] |= c != 0.0;
-                outside[t] |= !r.domain.contains(z);
-                if jumps.iter().any(|j| (z - j).abs() <= reach) {
-                    banded[t] = true;
-                    in_band += 1;
-                }
-                for (i, v) in r.write.iter().enumerate() {
-                    wanted[(i, t)] += c * v;
-                }
+        // Constants are functions of a pre-activation that nobody gave.
+        let pre = |t: usize| -> Vec<f64> {
+            let value = |p: &PreActivation| p.b + p.w.iter().zip(x.column(t).iter()).map(|(a, b)| a * b).sum::<f64>();
+            r.pre_activations.iter().map(value).chain([0.0; 1]).collect()
+        };
+        for t in 0..x.ncols() {
+            let z = pre(t);
+            let c = value(&r.expr, &z)?;
+            active[t] |= c != 0.0;
+            outside[t] |= z[..r.pre_activations.len()].iter().any(|z| !r.domain.contains(*z));
+            for (i, v) in r.write.iter().enumerate() {
+                wanted[(i, t)] += c * v;
             }
+        }
+    }
+    // Distances to jumps, within which the certificate says nothing about the error.
+    let mut near = |preactivation: &dyn Fn(usize) -> f64, at: f64, reach: f64| {
+        for t in (0..x.ncols()).filter(|t| (preactivation(*t) - at).abs() <= reach) {
+            banded[t] = true;
+            in_band += 1;
+        }
+    };
+    for (c, p) in compiled.certificate.claims()?.iter().zip(&compiled.proof.responses) {
+        let reach = p.figures().delta + p.rounding.as_ref().map_or(0.0, |r| r.delta_rows);
+        let z = |t: usize| c.b + c.w.iter().zip(x.column(t).iter()).map(|(a, b)| a * b).sum::<f64>();
+        for j in crate::certify::jumps(&c.target, crate::certify::Domain::line())? {
+            near(&z, j, reach);
+        }
+    }
+    for t in compiled.certificate.gates.iter().flat_map(|g| &g.terms) {
+        let rows: Vec<(Vec<f64>, f64)> =
+            t.pre_activations.iter().map(|p| Ok((p.w.values()?, p.b))).collect::<Result<_>>()?;
+        for (condition, band) in t.conditions.iter().zip(&t.figures.bands) {
+            let at = |token: usize| {
+                let dot = |(w, b): &(Vec<f64>, f64)| {
+                    b + w.iter().zip(x.column(token).iter()).map(|(a, b)| a * b).sum::<f64>()
+                };
+                value(condition, &rows.iter().map(dot).collect::<Vec<_>>()).unwrap_or(0.0)
+            };
+            near(&at, 0.0, *band);
         }
     }
     let (mut largest, mut excluded) = (0f64, 0);

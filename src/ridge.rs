@@ -57,7 +57,8 @@ fn collect(e: &Expr, factor: &Number, terms: &mut BTreeMap<usize, Expr>, constan
     }
 }
 
-fn indices(e: &Expr) -> Vec<usize> {
+/// The pre-activations that occur, by increasing index.
+pub fn indices(e: &Expr) -> Vec<usize> {
     let mut out = Vec::new();
     let mut open = vec![e];
     while let Some(e) = open.pop() {

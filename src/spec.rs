@@ -32,6 +32,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use crate::activation::Activation;
+use crate::compile::Depth;
 use crate::error::{At, Error, Result, nearest};
 use crate::interval::Interval;
 use crate::number::Number;
@@ -45,9 +46,14 @@ const MAX_BYTES: u64 = 16 << 20;
 /// The largest `budget.neurons`: more than the hidden units of any MLP layer in use.
 pub const MAX_NEURONS: usize = 1 << 16;
 
-/// A checked specification.
+/// A checked specification of one place in the model. A file that names several (`[[sites]]`) holds several of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
+    /// `layer`: the decoder layer, counted from 0, whose output is read and written. Default: what the SAE's own
+    /// configuration says (`blocks.N.hook_resid_post`).
+    pub layer: Option<usize>,
+    /// `layers`: how many layers may be inserted: 1, 2 or `"auto"`, the fewest that meet the tolerance. Default: `"auto"`.
+    pub layers: Depth,
     /// `sae`: the directory of the SAE, in the SAELens layout. Required. A relative path is relative to the directory
     /// of the specification file; parsed from text, it is left as it is written.
     pub sae: PathBuf,
@@ -223,17 +229,26 @@ impl Default for Domain {
 }
 
 impl Spec {
-    /// Reads a specification file; its extension, `.toml` or `.json`, says which language it is in.
+    /// Reads a specification file of one site; its extension, `.toml` or `.json`, says which language it is in.
+    ///
+    /// # Errors
+    /// If it cannot be read, is malformed, asks for something impossible, or names several sites.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        only(Self::read_all(path)?).at(|| path.display().to_string())
+    }
+
+    /// Reads a specification file: one specification for each site, by increasing layer where layers are given.
     ///
     /// # Errors
     /// If it cannot be read, is malformed, or asks for something impossible.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn read_all(path: impl AsRef<Path>) -> Result<Vec<Self>> {
         let path = path.as_ref();
         let place = path.display().to_string();
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let parse = match extension.as_str() {
-            "toml" => Self::parse_toml,
-            "json" => Self::parse_json,
+            "toml" => Self::parse_all_toml,
+            "json" => Self::parse_all_json,
             _ => {
                 return Err(Error::input(format!(
                     "a specification file ends in .toml or .json, not in {}",
@@ -250,19 +265,35 @@ impl Spec {
             return Err(Error::input(format!("longer than {MAX_BYTES} bytes: no specification")).at(place));
         }
         let text = String::from_utf8(bytes).map_err(|e| Error::input(format!("not UTF-8: {e}")).at(place.clone()))?;
-        let mut spec = parse(&text).at(|| place)?;
+        let mut specs = parse(&text).at(|| place)?;
         if let Some(dir) = path.parent() {
             // An absolute path stays what it is.
-            spec.sae = dir.join(&spec.sae);
+            specs.iter_mut().for_each(|spec| spec.sae = dir.join(&spec.sae));
         }
-        Ok(spec)
+        Ok(specs)
     }
 
-    /// Parses TOML.
+    /// Parses TOML that names one site.
+    ///
+    /// # Errors
+    /// If it is malformed, asks for something impossible, or names several sites.
+    pub fn parse_toml(text: &str) -> Result<Self> {
+        only(Self::parse_all_toml(text)?)
+    }
+
+    /// Parses JSON that names one site.
+    ///
+    /// # Errors
+    /// If it is malformed, asks for something impossible, or names several sites.
+    pub fn parse_json(text: &str) -> Result<Self> {
+        only(Self::parse_all_json(text)?)
+    }
+
+    /// Parses TOML: one specification for each site.
     ///
     /// # Errors
     /// If it is malformed, or asks for something impossible.
-    pub fn parse_toml(text: &str) -> Result<Self> {
+    pub fn parse_all_toml(text: &str) -> Result<Vec<Self>> {
         let raw: raw::Spec = toml::from_str(text).map_err(|e| {
             let place = e.span().map(|span| {
                 let before = text.get(..span.start).unwrap_or(text);
@@ -274,11 +305,11 @@ impl Spec {
         raw.check()
     }
 
-    /// Parses JSON.
+    /// Parses JSON: one specification for each site.
     ///
     /// # Errors
     /// If it is malformed, or asks for something impossible.
-    pub fn parse_json(text: &str) -> Result<Self> {
+    pub fn parse_all_json(text: &str) -> Result<Vec<Self>> {
         let raw: raw::Spec = serde_json::from_str(text).map_err(|e| {
             let message = e.to_string();
             let place = (e.line() > 0).then(|| format!("line {}, column {}", e.line(), e.column()));
@@ -338,6 +369,21 @@ impl Intervention {
         Ok(action_expr(&self.action, &threshold, gating))
     }
 
+    /// 1 where the feature `gate` is active, as an expression in `z_<gate>`: above its threshold, or above 0 for an SAE
+    /// without thresholds and where the entry reads decoder rows.
+    ///
+    /// # Errors
+    /// If the threshold is not finite.
+    pub fn gate_factor(&self, gate: usize, architecture: Architecture, threshold: f64) -> Result<String> {
+        let threshold = match (self.direction, Gating::from(architecture)) {
+            (Direction::Encoder, Gating::JumpRelu) => threshold,
+            _ => 0.0,
+        };
+        let threshold = Number::from_f64(threshold)
+            .ok_or_else(|| Error::input(format!("the threshold of feature {gate} is {threshold}")))?;
+        Ok(format!("step({})", minus(&format!("z_{gate}"), &threshold)))
+    }
+
     /// The indices k of all `z_<k>` in the entry's expression, ascending; empty for the other actions.
     ///
     /// # Errors
@@ -347,6 +393,15 @@ impl Intervention {
             Action::Expr(text) => variables(text),
             _ => Ok(Vec::new()),
         }
+    }
+}
+
+/// The one site of a specification.
+fn only(mut specs: Vec<Spec>) -> Result<Spec> {
+    match specs.len() {
+        1 => Ok(specs.remove(0)),
+        n => Err(Error::input(format!("{n} sites where one is wanted"))
+            .help("`splice` takes several sites; for `compile` and `explain` write one specification for each")),
     }
 }
 
@@ -515,14 +570,34 @@ mod raw {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct Spec {
-        sae: PathBuf,
-        interventions: Vec<Intervention>,
+        sae: Option<PathBuf>,
+        interventions: Option<Vec<Intervention>>,
+        layer: Option<u64>,
+        layers: Option<Layers>,
+        sites: Option<Vec<Site>>,
         #[serde(default)]
         host: Host,
         #[serde(default)]
         budget: Budget,
         #[serde(default)]
         domain: Domain,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Site {
+        sae: PathBuf,
+        interventions: Vec<Intervention>,
+        layer: Option<u64>,
+        layers: Option<Layers>,
+        domain: Option<Domain>,
+    }
+
+    #[derive(Clone, serde::Deserialize)]
+    #[serde(untagged, expecting = "layers must be 1, 2 or \"auto\"")]
+    enum Layers {
+        Number(u64),
+        Word(String),
     }
 
     #[derive(serde::Deserialize)]
@@ -559,7 +634,7 @@ mod raw {
         max_out: Option<f64>,
     }
 
-    #[derive(Default, serde::Deserialize)]
+    #[derive(Clone, Default, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Domain {
         range: Option<[Bound; 2]>,
@@ -567,24 +642,85 @@ mod raw {
     }
 
     impl Spec {
-        pub(super) fn check(self) -> Result<super::Spec> {
-            if self.sae.as_os_str().is_empty() {
-                return Err(Error::input("sae is empty").help("name the directory of the SAE"));
+        pub(super) fn check(self) -> Result<Vec<super::Spec>> {
+            let host = self.host.check().at(|| "host".into())?;
+            let budget = self.budget.check().at(|| "budget".into())?;
+            let single = self.sae.is_some() || self.interventions.is_some() || self.layer.is_some();
+            let sites = match (self.sites, self.sae) {
+                (Some(_), _) if single => {
+                    return Err(Error::input("sites stands beside sae, interventions or layer")
+                        .help("with [[sites]], each site has its own sae, layer and interventions"));
+                }
+                (Some(sites), _) if sites.is_empty() => {
+                    return Err(Error::input("sites is empty").help("write at least one [[sites]] entry"));
+                }
+                (Some(sites), _) => sites,
+                (None, Some(sae)) => {
+                    let missing =
+                        || Error::input("missing field 'interventions'").help("write [[interventions]] entries");
+                    let (interventions, layer) = (self.interventions.ok_or_else(missing)?, self.layer);
+                    vec![Site { sae, interventions, layer, layers: None, domain: None }]
+                }
+                (None, None) => {
+                    return Err(
+                        Error::input("missing field 'sae'").help("name the directory of the SAE, sae = \"...\"")
+                    );
+                }
+            };
+            let several = sites.len() > 1;
+            let mut specs = Vec::with_capacity(sites.len());
+            for (k, site) in sites.into_iter().enumerate() {
+                let layers = site.layers.clone().or(self.layers.clone());
+                let domain = site.domain.clone().unwrap_or(self.domain.clone());
+                let one = || -> Result<super::Spec> {
+                    Ok(super::Spec {
+                        layer: site.layer.map(layer).transpose()?,
+                        layers: layers.map_or(Ok(Depth::default()), depth)?,
+                        interventions: interventions(&site.sae, site.interventions)?,
+                        sae: site.sae,
+                        host: host.clone(),
+                        budget: budget.clone(),
+                        domain: domain.check().at(|| "domain".into())?,
+                    })
+                };
+                let spec = one();
+                specs.push(if several { spec.at(|| format!("site {}", k + 1))? } else { spec? });
             }
-            if self.interventions.is_empty() {
-                return Err(Error::input("interventions is empty").help("write at least one [[interventions]] entry"));
+            let given: Vec<usize> = specs.iter().filter_map(|s| s.layer).collect();
+            if let Some(l) = given.iter().enumerate().find_map(|(k, l)| given[..k].contains(l).then_some(l)) {
+                return Err(Error::input(format!("two sites at layer {l}"))
+                    .help("put all interventions at one layer into one site"));
             }
-            let interventions = self.interventions.into_iter().enumerate().map(|(k, raw)| {
-                let feature = raw.feature;
-                raw.check().at(|| format!("intervention {} (feature {feature})", k + 1))
-            });
-            Ok(super::Spec {
-                sae: self.sae,
-                interventions: interventions.collect::<Result<_>>()?,
-                host: self.host.check().at(|| "host".into())?,
-                budget: self.budget.check().at(|| "budget".into())?,
-                domain: self.domain.check().at(|| "domain".into())?,
-            })
+            specs.sort_by_key(|s| s.layer);
+            Ok(specs)
+        }
+    }
+
+    fn interventions(sae: &Path, raw: Vec<Intervention>) -> Result<Vec<super::Intervention>> {
+        if sae.as_os_str().is_empty() {
+            return Err(Error::input("sae is empty").help("name the directory of the SAE"));
+        }
+        if raw.is_empty() {
+            return Err(Error::input("interventions is empty").help("write at least one [[interventions]] entry"));
+        }
+        let checked = raw.into_iter().enumerate().map(|(k, raw)| {
+            let feature = raw.feature;
+            raw.check().at(|| format!("intervention {} (feature {feature})", k + 1))
+        });
+        checked.collect()
+    }
+
+    fn layer(n: u64) -> Result<usize> {
+        // More layers than any model has.
+        usize::try_from(n).ok().filter(|n| *n < 10_000).ok_or_else(|| Error::input(format!("layer {n} is in no model")))
+    }
+
+    fn depth(layers: Layers) -> Result<Depth> {
+        match &layers {
+            Layers::Number(1) => Ok(Depth::One),
+            Layers::Number(2) => Ok(Depth::Two),
+            Layers::Number(n) => Err(Error::input(format!("layers = {n}")).help("write 1, 2 or \"auto\"")),
+            Layers::Word(w) => word("layers", w, &[("auto", Depth::Auto), ("1", Depth::One), ("2", Depth::Two)]),
         }
     }
 

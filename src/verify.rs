@@ -3,34 +3,70 @@
 use std::path::Path;
 
 use crate::block::Block;
-use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, sha256};
-use crate::derive::{BlockProof, derive};
+use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, FIRST_BLOCK_FILE, sha256};
+use crate::derive::derive;
 use crate::error::{At, Error, Result};
+use crate::gated::derive_two;
+use crate::host::Insertion;
 use crate::tensors::TensorFile;
+
+/// Files that agree with one another and with what was derived from them.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// the certificate, all of its figures derived anew
+    pub file: CertificateFile,
+    /// one block, or two that follow one another
+    pub blocks: Vec<Block>,
+}
 
 /// Reads the certificate and the block, derives all bounds anew, and compares them with those in the file.
 ///
 /// Errors: a file is missing or malformed; [`Error::is_disagreement`] where the files contradict each other in anything.
-pub fn verify(dir: &Path) -> Result<(CertificateFile, BlockProof)> {
+pub fn verify(dir: &Path) -> Result<Verified> {
     let file = CertificateFile::read(&dir.join(CERTIFICATE_FILE))?;
-    let path = dir.join(BLOCK_FILE);
+    let place = || dir.display().to_string();
+    let block = read_block(dir, BLOCK_FILE, &file.block_sha256, &file)?;
+    if (block.hidden_size(), block.intermediate_size()) != (file.hidden_size + file.between, file.intermediate_size) {
+        return Err(Error::disagreement("the block's shape is not that in the certificate").at(place()));
+    }
+    // Whatever cannot be derived from the files is a contradiction in them.
+    let contradiction = |e: Error| if e.is_disagreement() { e } else { Error::disagreement(e.to_string()) };
+    let (Some(gates), Some(hash), Some(norm)) = (&file.gates, &file.first_block_sha256, file.norm) else {
+        if file.gates.is_some() || file.first_block_sha256.is_some() || file.between > 0 {
+            return Err(Error::disagreement("gates, a first block and a norm go together").at(place()));
+        }
+        let derived = file.claims().and_then(|claims| derive(&block, &claims, file.norm, &file.reading));
+        let proof = derived.map_err(contradiction).at(place)?;
+        file.agrees_with(&proof).at(place)?;
+        return Ok(Verified { blocks: vec![block], file });
+    };
+    let first = read_block(dir, FIRST_BLOCK_FILE, hash, &file)?;
+    let derived = file.two_layer_claim(gates).and_then(|claim| derive_two(&first, &block, &claim, norm, &file.reading));
+    let proof = derived.map_err(contradiction).at(place)?;
+    file.agrees_with_two(gates, &proof).at(place)?;
+    Ok(Verified { blocks: vec![first, block], file })
+}
+
+fn read_block(dir: &Path, name: &str, hash: &str, file: &CertificateFile) -> Result<Block> {
+    let path = dir.join(name);
     let place = || path.display().to_string();
     let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read", e)).at(place)?;
-    if sha256(&bytes) != file.block_sha256 {
+    if sha256(&bytes) != hash {
         return Err(Error::disagreement("the weights are not those that the certificate speaks of (SHA-256 differs)")
             .at(place()));
     }
     let tensors = TensorFile::from_bytes(place(), bytes)?;
-    let block = Block::from_safetensors(&tensors, file.source.clone(), file.form, file.format)?;
-    if (block.hidden_size(), block.intermediate_size()) != (file.hidden_size, file.intermediate_size) {
-        return Err(Error::disagreement("the block's shape is not that in the certificate").at(place()));
+    Block::from_safetensors(&tensors, file.source.clone(), file.form, file.format)
+}
+
+impl Verified {
+    /// What is inserted.
+    pub fn insertion(&self) -> Insertion {
+        Insertion {
+            live: self.file.hidden_size,
+            guards: self.file.between,
+            reach: self.file.gates.as_ref().map_or(0.0, |g| g.reach),
+            blocks: self.blocks.clone(),
+        }
     }
-    // Whatever cannot be derived from the files is a contradiction in them.
-    let proof = file
-        .claims()
-        .and_then(|claims| derive(&block, &claims, file.norm))
-        .map_err(|e| if e.is_disagreement() { e } else { Error::disagreement(e.to_string()) })
-        .at(|| dir.display().to_string())?;
-    file.agrees_with(&proof).at(|| dir.display().to_string())?;
-    Ok((file, proof))
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 38] = [
     "error",
     "interval",
     "rational",
@@ -19,6 +19,7 @@ const ORDER: [&str; 34] = [
     "piecewise",
     "stack",
     "certify",
+    "gates",
     "canonical",
     "exact",
     "minimax",
@@ -27,7 +28,10 @@ const ORDER: [&str; 34] = [
     "files",
     "tensors",
     "block",
+    "carriers",
+    "host",
     "derive",
+    "gated",
     "certificate",
     "compile",
     "sae",
