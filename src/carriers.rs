@@ -21,6 +21,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::derive::Reading;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::interval::Interval;
@@ -133,12 +134,7 @@ impl Carriers {
                 squares.len()
             )));
         }
-        let precision = match stream {
-            Format::F64 => 53.0,
-            Format::F32 => 24.0,
-            Format::F16 => 11.0,
-            Format::Bf16 => 8.0,
-        };
+        let precision = bits(stream);
         let ideal = (f64::exp2(precision / 3.0) * norm / (hidden_size as f64).sqrt()).log2().round();
         let largest = squares.iter().copied().max().unwrap_or(1);
         let most = most_exponent(stream, largest);
@@ -226,6 +222,27 @@ impl Carriers {
         unit(stream, self.hidden_size, least) * f64::exp2(f64::from(self.exponent)) / margin(stream)
     }
 
+    /// What the MLP is handed where ‖x‖ ≤ `norm`, |x_j| ≤ `borrowed` in borrowed coordinates, and the norm is computed in f32.
+    ///
+    /// Padded carriers are planned so that it is x itself. Borrowed ones: see [`Carriers::scale`]; the borrowed coordinates
+    /// are not read, and x_j + C − C is rounded twice to units of 2^(1−p)·2C at most.
+    pub fn reading(&self, stream: Format, norm: f64, borrowed: Option<f64>, eps: f64) -> Reading {
+        if self.kind == Kind::Padded {
+            return Reading::exact();
+        }
+        let bound = borrowed.unwrap_or(norm).min(norm);
+        let s = self.scale(norm, 0.0, bound, eps);
+        let lost = self.constants.iter().fold(Interval::ZERO, |sum, c| {
+            let largest = Interval::point(self.value(c)) + Interval::point(bound);
+            sum + (largest * Interval::point(f64::exp2(1.0 - bits(stream)))).sqr()
+        });
+        Reading {
+            scale: [s.lo(), s.hi()],
+            dropped: self.constants.iter().map(|c| (c.coordinate, bound)).collect(),
+            residue: lost.sqrt().hi(),
+        }
+    }
+
     /// s: the MLP sees s·x, in real arithmetic, for ‖x‖ ≤ `norm`, ‖h‖ ≤ `reach` and |x_j| ≤ `borrowed` in borrowed coordinates.
     ///
     /// With borrowed coordinates Σ (x_j + C_j)² replaces Σ C_j²: the mean square changes by at most
@@ -248,6 +265,16 @@ impl Carriers {
         } else {
             Interval::new(0.0, f64::INFINITY)
         })
+    }
+}
+
+/// p, the significant bits of a format.
+fn bits(format: Format) -> f64 {
+    match format {
+        Format::F64 => 53.0,
+        Format::F32 => 24.0,
+        Format::F16 => 11.0,
+        Format::Bf16 => 8.0,
     }
 }
 

@@ -72,6 +72,18 @@ impl std::fmt::Display for Depth {
     }
 }
 
+impl std::str::FromStr for Depth {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "1" => Ok(Depth::One),
+            "2" => Ok(Depth::Two),
+            "auto" => Ok(Depth::Auto),
+            _ => Err(Error::input(format!("'{}' layers", text.escape_debug())).help("1, 2 or auto")),
+        }
+    }
+}
+
 /// What the host can compute, what the block may cost, and where the certificate is to hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {

@@ -54,12 +54,14 @@ pub struct Reading {
     pub scale: [f64; 2],
     /// coordinates that are not read, each with a bound on its magnitude
     pub dropped: Vec<(usize, f64)>,
+    /// bound on the norm of what writing and removing the constants leaves behind in the stream, in its number format
+    pub residue: f64,
 }
 
 impl Reading {
     /// x itself.
     pub fn exact() -> Reading {
-        Reading { scale: [1.0, 1.0], dropped: Vec::new() }
+        Reading { scale: [1.0, 1.0], dropped: Vec::new(), residue: 0.0 }
     }
 
     /// Is it x itself?
@@ -71,7 +73,7 @@ impl Reading {
     pub fn check(&self) -> Result<()> {
         let [lo, hi] = self.scale;
         let bounds = self.dropped.iter().all(|(_, b)| *b >= 0.0 && b.is_finite());
-        if 0.0 < lo && lo <= hi && hi.is_finite() && bounds {
+        if 0.0 < lo && lo <= hi && hi.is_finite() && bounds && self.residue >= 0.0 && self.residue.is_finite() {
             return Ok(());
         }
         Err(Error::input(format!(
@@ -224,7 +226,7 @@ pub(crate) fn derive_units(
         .par_iter()
         .map(|c| derive_response(block, c, norm, reading).at(|| c.name.clone()))
         .collect::<Result<_>>()?;
-    let total = norm.map(|_| total(block, claims, &responses));
+    let total = norm.map(|_| total(block, claims, &responses, reading));
     Ok(BlockProof { responses, total })
 }
 
@@ -357,7 +359,7 @@ fn column_rest(column: DVectorView<'_, f64>, out: f64, v: &[f64], tilt: &[f64]) 
     norm_of(column.iter().zip(v).zip(tilt).map(|((y, v), k)| point(*y) - point(out) * (point(*v) + point(*k))))
 }
 
-pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof]) -> Total {
+pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof], reading: &Reading) -> Total {
     let d = block.hidden_size();
     let mut sum = vec![Interval::ZERO; d];
     for c in claims.iter().filter(|c| c.stack.constant != 0.0) {
@@ -369,7 +371,7 @@ pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseP
     let constant_error = norm_of(sum.iter().enumerate().map(|(i, s)| point(written(i)) - *s));
     let add = |f: &dyn Fn(&Rounding) -> f64| {
         let parts = proofs.iter().filter_map(|p| p.rounding.as_ref());
-        upper(parts.fold(Interval::ZERO, |s, r| s + point(f(r))) + point(constant_error))
+        upper(parts.fold(Interval::ZERO, |s, r| s + point(f(r))) + point(constant_error) + point(reading.residue))
     };
     Total { outside: add(&|r| r.outside), hull: add(&|r| r.hull), constant_error }
 }

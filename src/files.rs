@@ -1,15 +1,15 @@
-//! Files written whole or not at all.
+//! Files and directories written whole or not at all.
 
 use std::fs::Permissions;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |e| Error::io(format!("cannot write {}", path.display()), e);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".neurograft").suffix(".tmp");
     if let Some(p) = permissions() {
@@ -20,6 +20,62 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+/// A directory that comes into being whole: filled under another name beside its place, then renamed.
+///
+/// Dropped before [`WholeDirectory::persist`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct WholeDirectory {
+    temporary: tempfile::TempDir,
+    place: PathBuf,
+}
+
+impl WholeDirectory {
+    /// An empty directory on the same file system as `place`, whose parent must be there.
+    pub fn new(place: &Path) -> Result<WholeDirectory> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".neurograft").suffix(".tmp");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let temporary = builder
+            .tempdir_in(folder_of(place))
+            .map_err(|e| Error::io(format!("cannot make a directory beside {}", place.display()), e))?;
+        Ok(WholeDirectory { temporary, place: place.to_path_buf() })
+    }
+
+    /// Where to write meanwhile.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Puts the directory in its place. What is there already is replaced: it is moved aside first, and back if that fails.
+    pub fn persist(self) -> Result<()> {
+        let failed = |e| Error::io(format!("cannot put {} in its place", self.place.display()), e);
+        let folder = folder_of(&self.place);
+        let aside = tempfile::Builder::new().prefix(".neurograft").suffix(".old").tempdir_in(folder).map_err(failed)?;
+        let old = aside.path().join("old");
+        let replaces = self.place.exists();
+        if replaces {
+            std::fs::rename(&self.place, &old).map_err(failed)?;
+        }
+        if let Err(e) = std::fs::rename(self.temporary.path(), &self.place) {
+            if replaces {
+                std::fs::rename(&old, &self.place).map_err(failed)?;
+            }
+            return Err(failed(e));
+        }
+        // It has another name now: nothing is left to remove.
+        let _ = self.temporary.keep();
+        // Directories cannot be synced everywhere; where they can, the new name is on disk now.
+        let _ = std::fs::File::open(folder).and_then(|f| f.sync_all());
+        Ok(())
+    }
+}
+
+/// The directory that a path lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What an ordinary new file gets (less the umask), where temporary files are private by default.

@@ -151,7 +151,7 @@ pub fn derive_two(
         .iter()
         .map(|g| gate(second, claim, g, &rows, &carried, norm).at(|| g.name.clone()))
         .collect::<Result<_>>()?;
-    let mut sum = total(second, &claim.free, &free.responses);
+    let mut sum = total(second, &claim.free, &free.responses, reading);
     let add = |f: &dyn Fn(&GateFigures) -> f64| gated.iter().fold(Interval::ZERO, |s, g| s + point(f(g)));
     sum.outside = upper(point(sum.outside) + add(&|g| g.outside));
     sum.hull = upper(point(sum.hull) + add(&|g| g.hull));

@@ -274,15 +274,16 @@ fn approaches_identity(source: &Activation) -> bool {
 }
 
 impl InsertedLayer {
-    /// The layer in f64: [H, n] → [H, n], one token a column.
+    /// The layer: [H, n] → [H, n], one token a column; in f64, but for the norm, whose mean square is found in f32 as
+    /// engines do it (that is what makes constants dominate).
     pub fn forward(&self, x: &DMatrix<f64>, eps: f64) -> DMatrix<f64> {
         let mut stream = x.clone();
         stream.column_iter_mut().for_each(|mut c| c += DVector::from_column_slice(&self.writer));
         let mut normed = stream.clone();
         let gain = DVector::from_column_slice(&self.gain);
         normed.column_iter_mut().for_each(|mut c| {
-            let mean = c.norm_squared() / c.len() as f64;
-            c /= (mean + eps).sqrt();
+            let mean = c.iter().map(|x| (*x as f32) * (*x as f32)).sum::<f32>() / c.len() as f32;
+            c /= f64::from(mean + eps as f32).sqrt();
             c.component_mul_assign(&gain);
         });
         stream + self.mlp.forward(&normed)

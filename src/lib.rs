@@ -44,6 +44,7 @@
 //! | hosts | [`carriers`], [`host`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
+//! | checkpoints | [`splice`] |
 //! | what they see | [`observe`], [`explain`], [`panels`], [`report`] |
 //! | | [`error`] |
 //!
@@ -85,6 +86,7 @@ pub mod ridge;
 pub mod sae;
 pub mod solve;
 pub mod spec;
+pub mod splice;
 pub mod stack;
 pub mod tensors;
 pub mod verify;

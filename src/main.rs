@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use neurograft::activation::Activation;
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
-use neurograft::compile::{Compiled, compile_with_progress};
+use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -19,6 +20,7 @@ use neurograft::report;
 use neurograft::sae::Sae;
 use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, solve};
 use neurograft::spec::Spec;
+use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
 use neurograft::{Error, embedded, intervention, verify};
 
@@ -55,6 +57,8 @@ enum Command {
     },
     /// Compile one scalar response and print its neurons with their certificate
     Fit(Fit),
+    /// Insert a specification's blocks into a checkpoint as decoder layers, or check a spliced checkpoint
+    Splice(Splice),
     /// Show how each response of a specification is realised, neuron by neuron
     Explain {
         /// The specification, TOML or JSON
@@ -102,6 +106,37 @@ struct Fit {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct Splice {
+    /// The specification, TOML or JSON (docs/spec.md)
+    #[arg(required_unless_present = "check")]
+    spec: Option<PathBuf>,
+    /// The checkpoint: a HuggingFace directory with config.json and safetensors. It is only read
+    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    model: Option<PathBuf>,
+    /// Where to write the spliced checkpoint; must not be there yet
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
+    #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
+    carriers: Choice,
+    /// How many layers an intervention may take: auto, 1 or 2; without it, what the specification says
+    #[arg(long, value_name = "N", value_parser = Depth::from_str)]
+    layers: Option<Depth>,
+    /// The coordinates to borrow, best first; without it the program chooses quiet ones
+    #[arg(long, value_name = "J", value_delimiter = ',')]
+    borrow: Vec<usize>,
+    /// Print the plan and its cost; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace the output if it is an earlier splice
+    #[arg(long)]
+    force: bool,
+    /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
+    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow"])]
+    check: Option<PathBuf>,
+}
+
 const MISSED: u8 = 3;
 
 fn main() -> ExitCode {
@@ -110,6 +145,7 @@ fn main() -> ExitCode {
         Some(Command::Compile { spec, output, force }) => compile_spec(&spec, &output, force),
         Some(Command::Verify { dir }) => verify_dir(&dir),
         Some(Command::Fit(fit)) => fit.run(),
+        Some(Command::Splice(splice)) => splice.run(),
         Some(Command::Explain { spec }) => load(&spec).map(|c| {
             say(&explain(&c));
             outcome_of(&c)
@@ -246,6 +282,61 @@ fn verify_dir(dir: &Path) -> Outcome {
         lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Splice {
+    fn run(&self) -> Outcome {
+        if let Some(output) = &self.check {
+            return check_splice(output);
+        }
+        let (Some(spec), Some(model)) = (&self.spec, &self.model) else {
+            return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
+        };
+        let options = SpliceOptions {
+            layers: self.layers,
+            carriers: self.carriers,
+            borrow: self.borrow.clone(),
+            dry_run: self.dry_run,
+            force: self.force,
+        };
+        let plan = shown(|progress| splice::splice(spec, model, self.output.as_deref(), &options, progress))?;
+        say(&plan.to_string());
+        if let (Some(output), false) = (&self.output, self.dry_run) {
+            say(&format!("\nwrote {0}; `neurograft splice --check {0}` verifies it\n", output.display()));
+        }
+        Ok(if plan.met() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) })
+    }
+}
+
+fn check_splice(output: &Path) -> Outcome {
+    let checked = shown(|progress| splice::check(output, progress))?;
+    let inserted: usize = checked.sites.iter().map(|s| s.layers.len()).sum();
+    let layers = if inserted == 1 { "1 inserted layer".into() } else { format!("{inserted} inserted layers") };
+    say(&format!(
+        "{}: {} tensors, {layers}; certificates derived anew, inserted weights equal to the certified blocks, the rest as a splice leaves it\n",
+        output.display(),
+        checked.tensors
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs with a progress bar on standard error, unless that is piped.
+fn shown<T>(run: impl FnOnce(splice::Progress<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    let bar =
+        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
+    let counted = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed}").expect("a template");
+    let bytes = indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {msg}, {bytes_per_sec}")
+        .expect("a template");
+    let result = run(&|stage, done, all| {
+        if bar.message() != stage.trim_start_matches("bytes ") {
+            bar.set_style(if stage.starts_with("bytes") { bytes.clone() } else { counted.clone() });
+            bar.set_message(stage.trim_start_matches("bytes ").to_string());
+        }
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    result
 }
 
 /// Without a command: the whole way on the embedded example.

@@ -220,11 +220,14 @@ pub struct Domain {
     /// `norm`: a bound on the Euclidean norm of x. Finite, positive. Default: none; certificates then speak of the
     /// responses only, not of x.
     pub norm: Option<f64>,
+    /// `borrowed`: a bound on the magnitude of a coordinate of x that a splice borrows for its constants. Finite, positive.
+    /// Default: `norm`.
+    pub borrowed: Option<f64>,
 }
 
 impl Default for Domain {
     fn default() -> Self {
-        Domain { range: Interval::ENTIRE, norm: None }
+        Domain { range: Interval::ENTIRE, norm: None, borrowed: None }
     }
 }
 
@@ -639,6 +642,7 @@ mod raw {
     struct Domain {
         range: Option<[Bound; 2]>,
         norm: Option<f64>,
+        borrowed: Option<f64>,
     }
 
     impl Spec {
@@ -863,6 +867,10 @@ mod raw {
             Ok(super::Domain {
                 range: self.range.map_or(Ok(super::Domain::default().range), |r| super::range("range", r))?,
                 norm: self.norm.map(|x| bounded("norm", x, |x| x > 0.0, "positive and finite")).transpose()?,
+                borrowed: self
+                    .borrowed
+                    .map(|x| bounded("borrowed", x, |x| x > 0.0, "positive and finite"))
+                    .transpose()?,
             })
         }
     }

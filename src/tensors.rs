@@ -5,6 +5,7 @@
 //! for every byte that follows it.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::tensor::Metadata;
@@ -129,6 +130,12 @@ impl TensorFile {
         let data = self.bytes.as_slice().get(self.data_start..).and_then(|data| data.get(start..end));
         let data = data.ok_or_else(|| Error::input(format!("tensor {} lies outside of the file", quoted(name))))?;
         Ok(Tensor { file: self, name: name.to_string(), format, shape: &info.shape, data })
+    }
+
+    /// Where a tensor's bytes lie in the file: for those who copy them without holding them.
+    pub fn span(&self, name: &str) -> Option<Range<u64>> {
+        let (start, end) = self.metadata.info(name)?.data_offsets;
+        Some((self.data_start + start) as u64..(self.data_start + end) as u64)
     }
 
     fn missing(&self, name: &str) -> Error {

@@ -32,7 +32,8 @@ pub fn verify(dir: &Path) -> Result<Verified> {
     // Whatever cannot be derived from the files is a contradiction in them.
     let contradiction = |e: Error| if e.is_disagreement() { e } else { Error::disagreement(e.to_string()) };
     let (Some(gates), Some(hash), Some(norm)) = (&file.gates, &file.first_block_sha256, file.norm) else {
-        if file.gates.is_some() || file.first_block_sha256.is_some() || file.between > 0 {
+        let carried = file.responses.iter().any(|r| r.carried);
+        if file.gates.is_some() || file.first_block_sha256.is_some() || file.between > 0 || carried {
             return Err(Error::disagreement("gates, a first block and a norm go together").at(place()));
         }
         let derived = file.claims().and_then(|claims| derive(&block, &claims, file.norm, &file.reading));

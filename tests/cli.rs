@@ -207,7 +207,17 @@ fn bad_specifications() {
     bad("neurons", &|s| s["budget"]["neurons"] = json!(0));
     bad("tolerance", &|s| s["budget"]["tolerance"] = json!(-1));
     bad("norm", &|s| s["domain"]["norm"] = json!(0));
-    bad("two inserted layers", &|s| s["interventions"][0]["gate"] = json!(1));
+    bad("two inserted layers need a bound", &|s| {
+        s["interventions"][0]["gate"] = json!(1);
+        s["domain"].as_object_mut().unwrap().remove("norm");
+    });
+    bad("two inserted layers need a gated host", &|s| {
+        s["interventions"][0]["gate"] = json!(1);
+        s["host"]["form"] = json!("plain");
+    });
+    bad("layers", &|s| s["layers"] = json!(3));
+    bad("layers", &|s| s["layers"] = json!("many"));
+    bad("sites stands beside", &|s| s["sites"] = json!([]));
     bad("nowhere", &|s| s["sae"] = json!("nowhere"));
     bad("jumps", &|s| s["budget"]["band"] = json!(0));
     bad("biases", &|s| s["host"]["biases"] = json!(false));

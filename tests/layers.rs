@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 38] = [
+const ORDER: [&str; 39] = [
     "error",
     "interval",
     "rational",
@@ -28,16 +28,17 @@ const ORDER: [&str; 38] = [
     "files",
     "tensors",
     "block",
-    "carriers",
-    "host",
     "derive",
     "gated",
+    "carriers",
+    "host",
     "certificate",
     "compile",
     "sae",
     "spec",
     "intervention",
     "verify",
+    "splice",
     "embedded",
     "observe",
     "report",

@@ -1,0 +1,728 @@
+//! Splicing: certified blocks become extra decoder layers of a checkpoint.
+//!
+//! [`splice`] reads as this list:
+//!
+//! ```text
+//! checkpoint → host → sites (where, which SAE, which responses) → blocks with certificates → carriers
+//!            → decoder layers → a plan and its cost → files
+//! ```
+//!
+//! What a checkpoint's files look like is known to the containers only ([`hf`]); what is here serves them all: the plan,
+//! the manifest that travels with a spliced checkpoint, and [`check`], which derives everything anew from it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use nalgebra::DMatrix;
+use serde::{Deserialize, Serialize};
+
+use crate::carriers::{Carriers, Kind};
+use crate::certificate::CertificateFile;
+use crate::compile::{Compiled, Depth, Draft, Options, Target, draft};
+use crate::derive::Reading;
+use crate::error::{At, Error, Result};
+use crate::files::write_whole;
+use crate::format::Format;
+use crate::host::{Host, InsertedLayer, lower};
+use crate::intervention;
+use crate::sae::Sae;
+use crate::spec::Spec;
+use crate::tensors::valid_range;
+use crate::verify::verify;
+
+pub mod card;
+pub mod hf;
+
+/// The directory of a spliced checkpoint that holds what travels with it.
+pub const FOLDER: &str = "neurograft";
+/// The manifest's name in it.
+pub const MANIFEST_FILE: &str = "splice.json";
+/// The version of the manifest.
+pub const VERSION: u32 = 1;
+
+/// Which carriers to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// padded; borrowed where padding is impossible and the stream is f32
+    #[default]
+    Auto,
+    /// new coordinates
+    Padded,
+    /// coordinates of the model itself
+    Borrowed,
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Choice::Auto),
+            "padded" => Ok(Choice::Padded),
+            "borrowed" => Ok(Choice::Borrowed),
+            _ => Err(Error::input(format!("'{}' is no kind of carriers", text.escape_debug()))
+                .help("auto, padded or borrowed")),
+        }
+    }
+}
+
+/// How to splice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SpliceOptions {
+    /// which carriers
+    pub carriers: Choice,
+    /// how many layers an intervention may take; `None`: what the specification says
+    pub layers: Option<Depth>,
+    /// the coordinates to borrow, best first; empty: the program chooses
+    pub borrow: Vec<usize>,
+    /// plan only
+    pub dry_run: bool,
+    /// replace an earlier splice
+    pub force: bool,
+}
+
+/// Hears (stage, done, all) as the work goes on.
+pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
+
+/// One insertion, ready to be written.
+#[derive(Clone, Debug)]
+pub struct PlannedSite {
+    /// the layer of the source whose output is intervened on
+    pub layer: usize,
+    /// the numbers that the inserted layers get
+    pub inserted: Range<usize>,
+    /// the SAE as the specification names it, its model and its hook
+    pub origin: Origin,
+    /// the certified block
+    pub compiled: Compiled,
+    /// the same, as weights of decoder layers
+    pub layers: Vec<InsertedLayer>,
+}
+
+/// Where a site's features come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// the path in the specification
+    pub sae: PathBuf,
+    /// the model that the SAE was trained on
+    pub model: Option<String>,
+    /// where in it
+    pub hook: Option<String>,
+}
+
+/// A quantity in the source and in the spliced checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// in the source
+    pub before: u64,
+    /// in the spliced checkpoint
+    pub after: u64,
+}
+
+impl Change {
+    /// after/before − 1
+    pub fn growth(&self) -> f64 {
+        self.after as f64 / self.before.max(1) as f64 - 1.0
+    }
+}
+
+/// What a splice costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// decoder layers
+    pub layers: Change,
+    /// hidden size
+    pub hidden_size: Change,
+    /// weights and biases
+    pub parameters: Change,
+    /// their bytes in the files
+    pub bytes: Change,
+    /// bytes of weights that one token reads at batch 1: its growth is the time that is added where memory is the limit
+    pub read: Change,
+    /// bytes of keys and values that one token leaves in the cache, in the stream's format
+    pub cache: Change,
+}
+
+/// All that is decided before anything is written.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// the source's architecture, by its own name
+    pub architecture: String,
+    /// what its decoder offers
+    pub host: Host,
+    /// how the norm is neutralised, the same for all sites
+    pub carriers: Carriers,
+    /// ascending
+    pub sites: Vec<PlannedSite>,
+    /// what it costs
+    pub cost: Cost,
+    /// what whoever runs the result should know
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Is every tolerance met?
+    pub fn met(&self) -> bool {
+        self.sites.iter().all(|s| s.compiled.met())
+    }
+
+    /// How many layers are inserted.
+    pub fn inserted(&self) -> usize {
+        self.sites.iter().map(|s| s.layers.len()).sum()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&card::plan(self))
+    }
+}
+
+/// `neurograft/splice.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// 1
+    pub version: u32,
+    /// the version of the program that wrote it
+    pub neurograft: String,
+    /// the source's architecture
+    pub architecture: String,
+    /// SHA-256 of the source's configuration (config.json; the metadata of a GGUF file)
+    pub source_sha256: String,
+    /// what the source's decoder offers
+    pub host: Host,
+    /// how the norm is neutralised
+    pub carriers: Carriers,
+    /// ascending
+    pub sites: Vec<ManifestSite>,
+    /// what it costs
+    pub cost: Cost,
+    /// SHA-256 of the checkpoint's files of weights
+    pub files: BTreeMap<String, String>,
+}
+
+/// One insertion in the manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestSite {
+    /// the layer of the source whose output is intervened on
+    pub layer: usize,
+    /// the numbers of the inserted layers
+    pub inserted: Vec<usize>,
+    /// where block and certificate are, beside the manifest
+    pub directory: String,
+    /// where the features come from
+    pub origin: Origin,
+}
+
+/// A checkpoint, by what it is kept in.
+enum Checkpoint {
+    HuggingFace(hf::Checkpoint),
+}
+
+impl Checkpoint {
+    /// A directory is a HuggingFace checkpoint.
+    fn open(path: &Path) -> Result<Checkpoint> {
+        if path.is_dir() {
+            return hf::Checkpoint::open(path).map(Checkpoint::HuggingFace);
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Err(Error::unsupported("GGUF files cannot be spliced yet").at(path.display().to_string()));
+        }
+        Err(Error::input(format!("no checkpoint: {} is not a directory", path.display()))
+            .help("name the directory that holds config.json and the weights in safetensors"))
+    }
+
+    fn host(&self) -> &Host {
+        let Checkpoint::HuggingFace(c) = self;
+        c.host()
+    }
+
+    fn architecture(&self) -> &str {
+        let Checkpoint::HuggingFace(c) = self;
+        c.architecture()
+    }
+
+    /// How loud each coordinate of the stream is after a layer, relative to the average, judged by the weights that write it.
+    fn loudness(&self, layer: usize) -> Result<Vec<f64>> {
+        let Checkpoint::HuggingFace(c) = self;
+        c.loudness(layer)
+    }
+
+    fn cost(&self, carriers: &Carriers, inserted: usize) -> Cost {
+        let Checkpoint::HuggingFace(c) = self;
+        c.cost(carriers, inserted)
+    }
+
+    fn notes(&self, carriers: &Carriers) -> Result<Vec<String>> {
+        let Checkpoint::HuggingFace(c) = self;
+        c.notes(carriers)
+    }
+
+    /// Refuses an output that must not be written to, before any work is done.
+    fn vacant(&self, output: &Path, force: bool, kept: &[&Path]) -> Result<()> {
+        let Checkpoint::HuggingFace(c) = self;
+        c.vacant(output, force, kept)
+    }
+
+    fn write(&self, plan: &Plan, spec: &Path, output: &Path, progress: Progress<'_>) -> Result<()> {
+        let Checkpoint::HuggingFace(c) = self;
+        c.write(plan, spec, output, progress)
+    }
+}
+
+/// Splices a specification's blocks into a checkpoint: plans, and writes unless it is a dry run.
+///
+/// Errors: whatever makes the specification, the checkpoint or the two together impossible; an output that is there
+/// already. The source is only read, and nothing half-written stays behind.
+pub fn splice(
+    spec_path: &Path,
+    model: &Path,
+    output: Option<&Path>,
+    options: &SpliceOptions,
+    progress: Progress<'_>,
+) -> Result<Plan> {
+    let mut specs = Spec::read_all(spec_path)?;
+    if let Some(layers) = options.layers {
+        specs.iter_mut().for_each(|s| s.layers = layers);
+    }
+    let checkpoint = Checkpoint::open(model)?;
+    let output = match output {
+        Some(output) => {
+            let mut kept = vec![spec_path];
+            kept.extend(specs.iter().map(|s| s.sae.as_path()));
+            checkpoint.vacant(output, options.force, &kept)?;
+            Some(output)
+        }
+        None if options.dry_run => None,
+        None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
+    };
+    let plan = plan(specs, &checkpoint, options, progress)?;
+    if let (Some(output), false) = (output, options.dry_run) {
+        checkpoint.write(&plan, spec_path, output, progress)?;
+    }
+    Ok(plan)
+}
+
+/// One place of a specification: the layer and what is done after it.
+struct Site {
+    spec: Spec,
+    layer: usize,
+    origin: Origin,
+    target: Target,
+}
+
+/// Decides everything: compiles the blocks, chooses the carriers, lowers.
+fn plan(specs: Vec<Spec>, checkpoint: &Checkpoint, options: &SpliceOptions, progress: Progress<'_>) -> Result<Plan> {
+    let host = checkpoint.host();
+    let sites = sites(specs, host)?;
+    let norms = sites.iter().all(|s| s.spec.domain.norm.is_some());
+    let kinds: &[Kind] = match (options.carriers, options.borrow.is_empty()) {
+        (Choice::Padded, false) => {
+            return Err(Error::input("coordinates to borrow, and carriers = padded").help("leave one of them out"));
+        }
+        (Choice::Padded, true) => &[Kind::Padded],
+        (Choice::Borrowed, _) | (Choice::Auto, false) => &[Kind::Borrowed],
+        // In 16 bits borrowing costs a hundredth of x_j: nobody should get that without asking.
+        (Choice::Auto, true) if host.stream == Format::F32 && norms => &[Kind::Padded, Kind::Borrowed],
+        (Choice::Auto, true) => &[Kind::Padded],
+    };
+    let mut refusals = Vec::new();
+    for kind in kinds {
+        match insertions(checkpoint, &sites, *kind, &options.borrow, progress) {
+            Ok((carriers, planned)) => {
+                let inserted = planned.iter().map(|s| s.layers.len()).sum();
+                let mut notes = checkpoint.notes(&carriers)?;
+                notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
+                notes.extend(sites.iter().map(|s| card::norms(s.layer, s.spec.domain.norm)));
+                if carriers.kind == Kind::Padded {
+                    notes.push(card::dominates(carriers.exact_up_to(host.stream)));
+                }
+                return Ok(Plan {
+                    architecture: checkpoint.architecture().to_string(),
+                    host: host.clone(),
+                    cost: checkpoint.cost(&carriers, inserted),
+                    carriers,
+                    sites: planned,
+                    notes,
+                });
+            }
+            Err(e) if e.is_unsupported() => refusals.push(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(refusals.swap_remove(0))
+}
+
+/// Where the specifications intervene, ascending, each with its target.
+fn sites(specs: Vec<Spec>, host: &Host) -> Result<Vec<Site>> {
+    let several = specs.len() > 1;
+    let all = specs.into_iter().enumerate().map(|(k, spec)| {
+        let site = site(spec, host);
+        if several { site.at(|| format!("site {}", k + 1)) } else { site }
+    });
+    let mut all: Vec<Site> = all.collect::<Result<_>>()?;
+    all.sort_by_key(|s| s.layer);
+    if let Some(pair) = all.windows(2).find(|w| w[0].layer == w[1].layer) {
+        return Err(Error::input(format!("two sites at layer {}", pair[0].layer))
+            .help("put all interventions at one layer into one site"));
+    }
+    Ok(all)
+}
+
+fn site(spec: Spec, host: &Host) -> Result<Site> {
+    let sae = Sae::open(&spec.sae)?;
+    let place = || spec.sae.display().to_string();
+    if sae.d_in() != host.hidden_size {
+        return Err(Error::input(format!(
+            "the SAE reads a stream of width {}, the model's is {}",
+            sae.d_in(),
+            host.hidden_size
+        ))
+        .at(place())
+        .help("use an SAE that was trained on this model"));
+    }
+    let layer = match spec.layer {
+        Some(layer) => layer,
+        None => layer_of(sae.hook_name()).at(place)?,
+    };
+    if layer >= host.layers {
+        return Err(Error::input(format!("there is no layer {layer} to insert after, the model has {}", host.layers))
+            .help(valid_range("layers", host.layers)));
+    }
+    let origin = Origin {
+        sae: spec.sae.clone(),
+        model: sae.model_name().map(String::from),
+        hook: sae.hook_name().map(String::from),
+    };
+    Ok(Site { layer, origin, target: intervention::target(&spec, &sae)?, spec })
+}
+
+/// The layer after which a TransformerLens hook reads the stream.
+fn layer_of(hook: Option<&str>) -> Result<usize> {
+    let parts: Vec<&str> = hook.unwrap_or_default().split('.').collect();
+    let number = |text: &str| text.parse::<usize>().ok();
+    let layer = match parts[..] {
+        ["blocks", n, "hook_resid_post"] => number(n),
+        ["blocks", n, "hook_resid_pre"] => number(n).and_then(|n| n.checked_sub(1)),
+        _ => None,
+    };
+    layer.ok_or_else(|| {
+        Error::input(match hook {
+            Some(h) => format!("the hook '{}' is not the stream after a layer", h.escape_debug()),
+            None => "the SAE does not say which layer it reads".into(),
+        })
+        .help("write layer = N in the specification: the blocks go after decoder layer N, counted from 0")
+    })
+}
+
+/// One site's weights under a host.
+fn draft_site(site: &Site, host: &Host, kind: Kind, progress: Progress<'_>) -> Result<Draft> {
+    let asked = intervention::options(&site.spec);
+    let options = Options {
+        source: host.source.clone(),
+        form: host.form,
+        format: host.weights,
+        biases: true,
+        // With padded carriers a bias is a sum of weights on exact ones.
+        bias_parts: if kind == Kind::Padded { host.bias_parts() } else { 1 },
+        // What passes between two layers needs a coordinate of its own.
+        depth: if kind == Kind::Borrowed && asked.depth == Depth::Auto { Depth::One } else { asked.depth },
+        ..asked
+    };
+    let drafted = draft(&site.target, &options, &|done, all| progress("responses", done as u64, all as u64))
+        .at(|| format!("layer {}", site.layer))?;
+    if kind == Kind::Borrowed && drafted.layers() > 1 {
+        return Err(Error::unsupported("two inserted layers need padded carriers")
+            .at(format!("layer {}", site.layer))
+            .help("leave out borrow and carriers, or write layers = 1"));
+    }
+    Ok(drafted)
+}
+
+/// All sites under one kind of carriers.
+fn insertions(
+    checkpoint: &Checkpoint,
+    sites: &[Site],
+    kind: Kind,
+    borrow: &[usize],
+    progress: Progress<'_>,
+) -> Result<(Carriers, Vec<PlannedSite>)> {
+    let host = checkpoint.host();
+    let drafts: Vec<Draft> = sites.iter().map(|s| draft_site(s, host, kind, progress)).collect::<Result<_>>()?;
+    // One plan serves all sites: the largest norm, the most that passes between two layers.
+    let norm = sites.iter().map(|s| s.spec.domain.norm).reduce(|a, b| Some(a?.max(b?))).flatten();
+    let carriers = match kind {
+        Kind::Padded => {
+            let between = drafts.iter().map(|d| d.insertion().guards).max().unwrap_or(0);
+            let reach = drafts.iter().map(|d| d.insertion().reach).fold(0.0, f64::max);
+            Carriers::padded(host.hidden_size, host.multiple, host.bias_parts(), between, host.stream, norm, reach)?
+        }
+        Kind::Borrowed => {
+            let norm = norm.ok_or_else(|| {
+                Error::input("borrowed carriers need domain.norm: their size is a compromise that depends on ‖x‖")
+                    .help("give domain.norm, a bound on the norm of the residuals, or use padded carriers")
+            })?;
+            Carriers::borrowed(host.hidden_size, &candidates(checkpoint, sites, borrow)?, host.stream, norm)?
+        }
+    };
+    let compiled: Vec<Compiled> = sites
+        .iter()
+        .zip(drafts)
+        .map(|(site, draft)| {
+            let domain = &site.spec.domain;
+            let reading = domain.norm.map_or(Reading::exact(), |norm| {
+                carriers.reading(host.stream, norm, domain.borrowed, host.norm_eps * carriers.other_eps())
+            });
+            draft.prove(&reading).at(|| format!("layer {}", site.layer))
+        })
+        .collect::<Result<_>>()?;
+    let mut shift = 0;
+    let planned = sites.iter().zip(compiled).map(|(site, compiled)| {
+        let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| format!("layer {}", site.layer))?;
+        if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
+            return Err(Error::unsupported(format!(
+                "the block needs {} hidden units, the model's MLPs have {}",
+                l.mlp.intermediate_size(),
+                host.intermediate_size
+            ))
+            .at(format!("layer {}", site.layer))
+            .help("intervene on fewer features, or lower budget.neurons"));
+        }
+        let first = site.layer + 1 + shift;
+        shift += layers.len();
+        Ok(PlannedSite {
+            layer: site.layer,
+            inserted: first..first + layers.len(),
+            origin: site.origin.clone(),
+            compiled,
+            layers,
+        })
+    });
+    let planned = planned.collect::<Result<_>>()?;
+    Ok((carriers, planned))
+}
+
+/// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
+fn candidates(checkpoint: &Checkpoint, sites: &[Site], borrow: &[usize]) -> Result<Vec<usize>> {
+    let d = checkpoint.host().hidden_size;
+    if !borrow.is_empty() {
+        let mut sorted = borrow.to_vec();
+        sorted.sort_unstable();
+        if let Some(j) = sorted.iter().find(|j| **j >= d) {
+            return Err(
+                Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d))
+            );
+        }
+        if sorted.windows(2).any(|w| w[0] == w[1]) {
+            return Err(Error::input("a coordinate to borrow is named twice"));
+        }
+        return Ok(borrow.to_vec());
+    }
+    let mut score = vec![0.0; d];
+    for site in sites {
+        // Σ w_j², relative to its average: a borrowed coordinate is not read.
+        let mut reading = vec![0.0; d];
+        for p in site.target.responses.iter().flat_map(|r| &r.pre_activations) {
+            let square: f64 = p.w.iter().map(|w| w * w).sum::<f64>() / d as f64;
+            reading.iter_mut().zip(&p.w).for_each(|(sum, w)| *sum += w * w / square.max(f64::MIN_POSITIVE));
+        }
+        let loudness = checkpoint.loudness(site.layer)?;
+        score.iter_mut().zip(loudness.iter().zip(&reading)).for_each(|(s, (l, r))| *s += l * (1.0 + r));
+    }
+    let mut order: Vec<usize> = (0..d).collect();
+    order.sort_by(|a, b| score[*a].total_cmp(&score[*b]));
+    Ok(order)
+}
+
+impl Plan {
+    /// The manifest of this plan.
+    pub fn manifest(&self, source_sha256: String, files: BTreeMap<String, String>) -> Manifest {
+        Manifest {
+            version: VERSION,
+            neurograft: env!("CARGO_PKG_VERSION").into(),
+            architecture: self.architecture.clone(),
+            source_sha256,
+            host: self.host.clone(),
+            carriers: self.carriers.clone(),
+            sites: self
+                .sites
+                .iter()
+                .map(|s| ManifestSite {
+                    layer: s.layer,
+                    inserted: s.inserted.clone().collect(),
+                    directory: format!("site-{}", s.layer),
+                    origin: s.origin.clone(),
+                })
+                .collect(),
+            cost: self.cost,
+            files,
+        }
+    }
+
+    /// Writes what travels with a spliced checkpoint into its folder: manifest, specification as given, and every site's
+    /// block and certificate.
+    pub fn write_folder(&self, folder: &Path, spec: &Path, manifest: &Manifest) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("cannot make {}", folder.display()), e))?;
+        let extension = spec.extension().and_then(|e| e.to_str()).unwrap_or("toml").to_ascii_lowercase();
+        let text = std::fs::read(spec).map_err(|e| Error::io(format!("cannot read {}", spec.display()), e))?;
+        write_whole(&folder.join(format!("spec.{extension}")), &text)?;
+        for (site, entry) in self.sites.iter().zip(&manifest.sites) {
+            site.compiled.write(&folder.join(&entry.directory))?;
+        }
+        write_whole(&folder.join(MANIFEST_FILE), manifest.to_json().as_bytes())
+    }
+}
+
+impl Manifest {
+    /// The file's text.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a manifest has no map with other keys than strings");
+        text.push('\n');
+        text
+    }
+
+    /// Reads the manifest of a folder. Errors: it is missing, malformed, or of another version.
+    pub fn read(folder: &Path) -> Result<Manifest> {
+        let path = folder.join(MANIFEST_FILE);
+        let place = || path.display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::io("cannot read the manifest of a splice", e)
+                .at(place())
+                .help("name what `neurograft splice` has written")
+        })?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|e| Error::disagreement(format!("not a manifest: {e}"))).at(place)?;
+        if manifest.version != VERSION {
+            return Err(Error::unsupported(format!(
+                "manifest version {}, this program knows {VERSION}",
+                manifest.version
+            ))
+            .at(place()));
+        }
+        Ok(manifest)
+    }
+
+    /// The sites with their certificates verified and their blocks lowered anew.
+    ///
+    /// Errors: a disagreement between certificate, block and manifest.
+    pub fn sites(&self, folder: &Path) -> Result<Vec<CheckedSite>> {
+        let wrong = |text: String| Error::disagreement(text).at(folder.join(MANIFEST_FILE).display().to_string());
+        let derived = |e: Error| if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) };
+        self.carriers.check().map_err(derived)?;
+        if self.carriers.live != self.host.hidden_size {
+            return Err(wrong(format!("carriers for a stream of {}", self.carriers.live)));
+        }
+        let mut next = 0;
+        let mut shift = 0;
+        let mut sites = Vec::new();
+        for entry in &self.sites {
+            if entry.layer < next || entry.layer >= self.host.layers {
+                return Err(wrong(format!("layer {} is out of order or out of range", entry.layer)));
+            }
+            next = entry.layer + 1;
+            if entry.directory != format!("site-{}", entry.layer) {
+                return Err(wrong(format!("the site of layer {} is kept in {}", entry.layer, entry.directory)));
+            }
+            let dir = folder.join(&entry.directory);
+            let verified = verify(&dir).map_err(derived)?;
+            let (certificate, insertion) = (&verified.file, verified.insertion());
+            if (&certificate.source, certificate.form, certificate.format)
+                != (&self.host.source, self.host.form, self.host.weights)
+            {
+                return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
+            }
+            let layers = lower(&insertion, &self.carriers, self.host.weights).map_err(derived)?;
+            let first = entry.layer + 1 + shift;
+            shift += layers.len();
+            if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
+                return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
+            }
+            let norm = certificate.norm.unwrap_or(f64::INFINITY);
+            let claimed = &certificate.reading;
+            // What the certificate takes the norm to hand over must be what these carriers make of it.
+            let bound = claimed.dropped.first().map(|(_, b)| *b);
+            let eps = self.host.norm_eps * self.carriers.other_eps();
+            if certificate.norm.is_some() && self.carriers.reading(self.host.stream, norm, bound, eps) != *claimed {
+                return Err(wrong(format!("the certificate of layer {} is for other carriers", entry.layer)));
+            }
+            let size = if norm.is_finite() { norm } else { 0.0 };
+            if self.carriers.kind == Kind::Padded
+                && size.hypot(insertion.reach) > self.carriers.exact_up_to(self.host.stream)
+            {
+                return Err(wrong(format!("the constants do not dominate what layer {} handles", entry.layer)));
+            }
+            removes(&layers, &self.carriers, certificate.norm, self.host.norm_eps)?;
+            sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
+        }
+        if sites.is_empty() {
+            return Err(wrong("no layer is inserted".into()));
+        }
+        Ok(sites)
+    }
+}
+
+/// A site whose certificate has been verified.
+#[derive(Clone, Debug)]
+pub struct CheckedSite {
+    /// the layer of the source whose output is intervened on
+    pub layer: usize,
+    /// what its file says
+    pub certificate: CertificateFile,
+    /// the weights of the inserted layers, lowered anew
+    pub layers: Vec<InsertedLayer>,
+}
+
+/// Do the carriers leave a site's layers as they came, in f64, whatever x is?
+fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) -> Result<()> {
+    // Residuals of small and of the largest admissible norm; a fixed pattern is as good as a random one.
+    let largest = norm.unwrap_or(1e3);
+    let mut x = DMatrix::from_fn(c.hidden_size, 8, |i, t| {
+        if i >= c.live { 0.0 } else { ((i * 7919 + t * 104_729) % 2003) as f64 / 1001.0 - 1.0 }
+    });
+    for (t, mut column) in x.column_iter_mut().enumerate() {
+        let length = column.norm();
+        column *= largest * f64::exp2(-(t as f64)) / length.max(f64::MIN_POSITIVE);
+    }
+    let y = layers.iter().fold(x.clone(), |x, layer| layer.forward(&x, eps));
+    let left = |i: usize| (0..x.ncols()).map(|t| (y[(i, t)] - x[(i, t)]).abs()).fold(0.0, f64::max);
+    let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
+    let (all, limit): (Vec<usize>, f64) = match c.kind {
+        // Nothing but f64's own rounding of σ(128)·C.
+        Kind::Padded => ((c.live..c.hidden_size).collect(), largest * 1e-12),
+        // There the block writes as well.
+        Kind::Borrowed => (c.constants.iter().map(|k| k.coordinate).collect(), largest * 0.5),
+    };
+    match all.into_iter().find(|i| !(left(*i) <= limit)) {
+        None => Ok(()),
+        Some(i) => Err(Error::disagreement(format!(
+            "what stands in coordinate {i} between the layers is not removed: {:e} stays",
+            left(i)
+        ))),
+    }
+}
+
+/// What [`check`] found in order.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// the manifest
+    pub manifest: Manifest,
+    /// every site
+    pub sites: Vec<CheckedSite>,
+    /// how many tensors were compared
+    pub tensors: usize,
+}
+
+/// Reads a spliced checkpoint back and verifies certificates, inserted weights and every invariant of the rest.
+///
+/// Errors: [`Error::is_disagreement`] where anything is not as a splice leaves it.
+pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
+    hf::check(output, progress)
+}

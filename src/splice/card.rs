@@ -1,0 +1,312 @@
+//! A splice in words: the plan, and the model card that travels with the result.
+
+use std::fmt::Write;
+
+use crate::carriers::Kind;
+use crate::certificate::CertificateFile;
+
+use super::{Change, Cost, FOLDER, Plan, PlannedSite};
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let (mut x, mut k) = (n as f64, 0);
+    while x >= 1000.0 && k + 1 < units.len() {
+        x /= 1000.0;
+        k += 1;
+    }
+    let digits = if x < 10.0 { 2 } else { 1 };
+    if k == 0 { format!("{n} B") } else { format!("{x:.digits$} {}", units[k]) }
+}
+
+fn grows(c: Change, text: impl Fn(u64) -> String) -> String {
+    if c.before == c.after {
+        text(c.before)
+    } else {
+        format!("{} → {} ({:+.2} %)", text(c.before), text(c.after), 100.0 * c.growth())
+    }
+}
+
+/// What residuals the certificates speak of.
+pub fn norms(layer: usize, norm: Option<f64>) -> String {
+    match norm {
+        Some(r) => format!(
+            "layer {layer}: certified for residuals with ‖x‖ ≤ {r}; tokens beyond it (a sequence's first one, often) are not covered"
+        ),
+        None => format!("layer {layer}: no domain.norm, the certificate speaks of pre-activations only, not of ‖x‖"),
+    }
+}
+
+/// Up to which norm padded carriers do their work.
+pub fn dominates(norm: f64) -> String {
+    format!(
+        "the constants hand x to the MLP unchanged for ‖x‖ up to {norm:.3e}, if the norm is computed in f32 or better"
+    )
+}
+
+fn list(numbers: impl IntoIterator<Item = usize>) -> String {
+    numbers.into_iter().map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn carriers(plan: &Plan) -> String {
+    let c = &plan.carriers;
+    let constants: Vec<String> =
+        c.constants.iter().map(|k| format!("{}·2^{} in coordinate {}", k.a, c.exponent, k.coordinate)).collect();
+    let guards = if c.guards.is_empty() { String::new() } else { format!("; guards {}", list(c.guards.clone())) };
+    format!("{} ({}{guards})", c.kind, constants.join(", "))
+}
+
+fn costs(cost: &Cost) -> Vec<(&'static str, String)> {
+    vec![
+        ("layers", grows(cost.layers, |n| n.to_string())),
+        ("hidden size", grows(cost.hidden_size, |n| n.to_string())),
+        ("parameters", grows(cost.parameters, |n| n.to_string())),
+        ("weights", grows(cost.bytes, bytes)),
+        ("read for a token at batch 1", grows(cost.read, bytes)),
+        ("key-value cache for a token", grows(cost.cache, bytes)),
+    ]
+}
+
+fn latency(cost: &Cost) -> String {
+    format!(
+        "{:+.2} % where reading weights is the limit, {:+.2} % where the number of layers is",
+        100.0 * cost.read.growth(),
+        100.0 * cost.layers.growth()
+    )
+}
+
+/// A bound or a radius.
+fn short(x: f64) -> String {
+    if x == 0.0 || (0.01..1e4).contains(&x.abs()) { format!("{x}") } else { format!("{x:.2e}") }
+}
+
+/// The plan as a text.
+pub(super) fn plan(plan: &Plan) -> String {
+    let mut out = String::new();
+    let h = &plan.host;
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<28} {text}");
+    };
+    line(
+        "model",
+        format!(
+            "{}, {} layers, {} {} units, weights {}, stream {}",
+            plan.architecture, h.layers, h.intermediate_size, h.source, h.weights, h.stream
+        ),
+    );
+    for site in &plan.sites {
+        line(
+            &format!("after layer {}", site.layer),
+            format!("inserted as {}; {}", list(site.inserted.clone()), units(site, h.intermediate_size)),
+        );
+    }
+    line("carriers", carriers(plan));
+    for (name, text) in costs(&plan.cost) {
+        line(name, text);
+    }
+    line("added time, in theory", latency(&plan.cost));
+    for note in &plan.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    for site in &plan.sites {
+        let _ = writeln!(out, "\nafter layer {}, from {}:", site.layer, site.origin.sae.display());
+        let _ = writeln!(
+            out,
+            "{:<28} {:<13} {:>10} {:>10} {:>10}  c(z)",
+            "response", "status", "error", "overshoot", "leak"
+        );
+        for row in rows(&site.compiled.certificate) {
+            let [name, status, error, overshoot, leak, c] = row;
+            let _ = writeln!(out, "{name:<28} {status:<13} {error:>10} {overshoot:>10} {leak:>10}  {c}");
+        }
+        if let Some(total) = &site.compiled.proof.total {
+            let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
+            let r = &site.compiled.certificate.reading;
+            if !r.is_exact() {
+                let _ = writeln!(
+                    out,
+                    "of this, the carriers: x is read {} times, and {} is left behind",
+                    r.scale.map(short).join(" to "),
+                    short(r.residue)
+                );
+            }
+        }
+    }
+    out
+}
+
+fn units(site: &PlannedSite, all: usize) -> String {
+    let used: Vec<String> = site.layers.iter().map(|l| l.mlp.intermediate_size().to_string()).collect();
+    format!("{} of {all} hidden units used", used.join(" and "))
+}
+
+/// name, status, error off the jumps, overshoot, leak, c(z)
+fn rows(file: &CertificateFile) -> Vec<[String; 6]> {
+    let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
+    let row = |r: &crate::certificate::ResponseFile| {
+        let f = &r.certificate;
+        let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
+        [r.name.clone(), format!("{:?}", f.status), error, cell(f.overshoot), cell(f.leak), r.target.to_string()]
+    };
+    let gated = |t: &crate::certificate::TermFile| {
+        let f = &t.figures;
+        [
+            t.name.clone(),
+            format!("{:?}", f.status),
+            cell(Some(f.outside)),
+            cell(Some(f.overshoot * f.payload)),
+            "-".into(),
+            format!("{} where {}", t.payload, crate::explain::conditions(t)),
+        ]
+    };
+    file.responses.iter().map(row).chain(file.gates.iter().flat_map(|g| &g.terms).map(gated)).collect()
+}
+
+/// The domain and the bands of every row.
+fn domains(file: &CertificateFile) -> Vec<(String, String)> {
+    let text = |d: &crate::certificate::Ends| serde_json::to_string(d).unwrap_or_default().replace('"', "");
+    let responses = file.responses.iter().map(|r| (text(&r.domain), short(r.certificate.delta)));
+    let terms = file.gates.iter().flat_map(|g| &g.terms).map(|t| {
+        let bands: Vec<String> = t.figures.bands.iter().map(|b| short(*b)).collect();
+        (text(&t.domain), bands.join(", "))
+    });
+    responses.chain(terms).collect()
+}
+
+/// The model card. `source`: the source's own card; `id`: its name on the hub, if it says so.
+pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String {
+    let mut out = front_matter(source, id);
+    let mut add = |text: &str| {
+        out.push_str(text);
+        out.push('\n');
+    };
+    add("# Spliced with Neurograft\n");
+    add(&format!(
+        "This checkpoint is {} with {} inserted. Stock engines run it unchanged: what an intervention on the residual stream \
+         (a forward hook) would do is done by the weights of the inserted layers. The source's own card is README.source.md, \
+         if it had one.\n",
+        id.map_or(format!("a {}", plan.architecture), |id| format!("`{id}` ({})", plan.architecture)),
+        match plan.inserted() {
+            1 => "one decoder layer".to_string(),
+            n => format!("{n} decoder layers"),
+        }
+    ));
+    add("## What was inserted\n");
+    for site in &plan.sites {
+        add(&format!(
+            "After layer {} of the source, as layer {}: x ← x + Σ c(z)·v with z a pre-activation of the SAE `{}`{}{}; {}.\n",
+            site.layer,
+            list(site.inserted.clone()),
+            site.origin.sae.display(),
+            site.origin.model.as_ref().map_or(String::new(), |m| format!(", trained on `{m}`")),
+            site.origin.hook.as_ref().map_or(String::new(), |h| format!(" at `{h}`")),
+            units(site, plan.host.intermediate_size)
+        ));
+        add(
+            "| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |",
+        );
+        add("|---|---|---|---|---|---|---|---|");
+        let certificate = &site.compiled.certificate;
+        for ((domain, band), row) in domains(certificate).into_iter().zip(rows(certificate)) {
+            let [name, status, error, overshoot, leak, c] = row;
+            add(&format!("| {name} | `{c}` | {domain} | {status} | {band} | {error} | {overshoot} | {leak} |"));
+        }
+        add("");
+        if let Some(total) = &site.compiled.proof.total {
+            add(&format!(
+                "In the stream, with no pre-activation in its band: ‖block − intervention‖ ≤ {}, for ‖x‖ ≤ {}.\n",
+                short(total.outside),
+                certificate.norm.map_or("∞".into(), short)
+            ));
+        }
+    }
+    add(
+        "Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
+         the stated ranges; an engine's own rounding comes on top. Statuses: Exact and ExactOutside (an identity, outside of \
+         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same).\n",
+    );
+    add("## Carriers and cost\n");
+    let c = &plan.carriers;
+    add(&match c.kind {
+        Kind::Padded => format!(
+            "The hidden size grew from {} to {}. New coordinates carry constants ({}) through the inserted layers, which makes \
+             their norm a known scale; they are 0 everywhere else. The gains of all other norms are multiplied by √({}/{}) and \
+             their eps by {}/{}, which undoes the padding.\n",
+            c.live,
+            c.hidden_size,
+            carriers(plan),
+            c.live,
+            c.hidden_size,
+            c.live,
+            c.hidden_size
+        ),
+        Kind::Borrowed => format!(
+            "Coordinates of the model itself carry constants ({}) through the inserted layers, which makes their norm a known \
+             scale. The constants are removed again, and with them the low bits of those coordinates. All other layers are as \
+             they were.\n",
+            carriers(plan)
+        ),
+    });
+    add("| | |\n|---|---|");
+    costs(&plan.cost).into_iter().for_each(|(name, text)| add(&format!("| {name} | {text} |")));
+    add(&format!("| added time, in theory | {} |\n", latency(&plan.cost)));
+    plan.notes.iter().for_each(|n| add(&format!("* {n}")));
+    add("");
+    add("## Checking\n");
+    add(&format!(
+        "`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`, lowers the certified blocks once more, \
+         and compares with the inserted layers bit for bit.\n"
+    ));
+    add("## Engines\n");
+    add(
+        "* The engine must honour `attention_bias`: the constants are the inserted layer's `self_attn.o_proj.bias`. An engine that \
+         drops a bias it does not know, as vLLM does for classes without it, does so without a word.",
+    );
+    add(match c.kind {
+        Kind::Padded => {
+            "* No MLP bias is used (`mlp_bias` as in the source): engines whose Llama MLP has none, such as SGLang, need only \
+             the attention's."
+        }
+        Kind::Borrowed => {
+            "* The MLP's biases are used as well (`mlp_bias`): engines whose Llama MLP has none, such as SGLang, cannot run it."
+        }
+    });
+    add("* The norm must be computed in f32 or better: squares reach 2^88.");
+    add(&format!(
+        "* Load it with dtype {}: vLLM's default for f32 checkpoints is a 16-bit format.",
+        match plan.host.stream {
+            crate::format::Format::Bf16 => "bfloat16",
+            crate::format::Format::F16 => "float16",
+            _ => "float32",
+        }
+    ));
+    add("* candle's Llama has no biases and takes head_dim for hidden / heads: it cannot run this checkpoint.");
+    out
+}
+
+/// The YAML head of the card: what the source's card says of its licence and language, and what it is derived from.
+fn front_matter(source: &str, id: Option<&str>) -> String {
+    let mut out = String::from("---\n");
+    let head: Vec<&str> = match source.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---")) {
+        Some((head, _)) => head.lines().collect(),
+        None => Vec::new(),
+    };
+    // A key and the lines that belong to it.
+    let field = |key: &str| {
+        let at = head.iter().position(|l| l.strip_prefix(key).is_some_and(|r| r.starts_with(':')))?;
+        let more = head[at + 1..].iter().take_while(|l| l.starts_with([' ', '-'])).count();
+        Some(head[at..=at + more].join("\n"))
+    };
+    let keys = ["license", "license_name", "license_link", "language", "library_name", "pipeline_tag"];
+    for text in keys.into_iter().filter_map(field) {
+        out += &format!("{text}\n");
+    }
+    // A name on the hub is "owner/name"; a path is nobody's.
+    let hub = id.filter(|id| id.split('/').count() == 2 && !id.starts_with(['.', '/', '~']));
+    match (hub, field("base_model")) {
+        (Some(id), _) => out += &format!("base_model: {id}\n"),
+        (None, Some(text)) => out += &format!("{text}\n"),
+        (None, None) => {}
+    }
+    out + "tags:\n- neurograft\n---\n\n"
+}
