@@ -9,7 +9,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAE = REPOSITORY / "tests/data/smollm2-l15"
 LAYER = 15
-NORM = 250  # larger than any but the first token's
+# Padded carriers serve every token, the first one of norm 25,057 among them; borrowed ones are sized for the others.
+NORM = {"padded": 30_000, "borrowed": 250}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class Case:
                     lines.append(f'activation = "{term.activation}"')
                 if term.gate is not None:
                     lines.append(f"gate = {term.gate}")
-        # borrowed carriers are sized for the tokens of a known norm
-        options = {"domain": {"norm": NORM}} if carriers == "borrowed" else {}
-        for table, entries in (self.options | options).items():
+        for table, entries in ({"domain": {"norm": NORM[carriers]}} | self.options).items():
             lines += ["", f"[{table}]"] + [f"{key} = {value}" for key, value in entries.items()]
         return "\n".join(lines) + "\n"
 

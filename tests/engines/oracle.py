@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from cases import SAE, Site, Term
 
-# Two inserted layers: the transition around a threshold, with K = 2^12 (a SiLU is below the smallest float at -121/K and
-# a ReLU to the last bit at 16/K), and room for the rounding of z. One inserted layer: the band that the spec allows.
-TRANSITION = (121 / 4096 + 1e-3, 16 / 4096 + 1e-3)
+# How far from a threshold the checkpoint may lie between the two sides: the specification's default band, and room for the
+# rounding of z.
+TRANSITION = 0.01 + 1e-3
 # The part of ||x|| that a forward hook in float32 may lose at any token.
 HOOK_F32 = 1.3e-7
 # In float32 a pre-activation depends on the order of its sum, and so does what a hook loses: up to twice as much when it is
@@ -120,14 +120,14 @@ class Intervention:
         In 16-bit checkpoints the rows are rounded too; that moves z by about sum w_i x_i r_i with |r_i| <= 2^-9, here
         taken at five standard deviations.
         """
-        below, above = (band, band) if band is not None else TRANSITION
+        band = TRANSITION if band is None else band
         near = torch.zeros(x.shape[:-1], dtype=torch.bool)
         for term in self.terms:
             for feature, position, _ in self._knots(term):
                 w, b, _ = self._row(feature, x.dtype)
                 slack = 2 * EPS[torch.bfloat16] * ((x * w) ** 2).sum(-1).sqrt() if weights == torch.bfloat16 else 0.0
                 z = x @ w + b
-                near |= (z > position - below - slack) & (z < position + above + slack)
+                near |= (z - position).abs() <= band + slack
         return near
 
 
