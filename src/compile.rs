@@ -510,6 +510,7 @@ fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<
         budget: Budget {
             band: part.response.band,
             constant: options.biases,
+            bias_format: Some(options.bias_format()),
             max_weight: options.budget.max_weight.min(steepest),
             ..options.budget
         },

@@ -53,6 +53,7 @@ impl WholeDirectory {
     pub fn persist(self) -> Result<()> {
         let failed = |e| Error::io(format!("cannot put {} in its place", self.place.display()), e);
         let folder = folder_of(&self.place);
+        sync(self.path()).map_err(failed)?;
         let aside = tempfile::Builder::new().prefix(".neurograft").suffix(".old").tempdir_in(folder).map_err(failed)?;
         let old = aside.path().join("old");
         let replaces = self.place.exists();
@@ -71,6 +72,15 @@ impl WholeDirectory {
         let _ = std::fs::File::open(folder).and_then(|f| f.sync_all());
         Ok(())
     }
+}
+
+/// Everything in a directory is on disk afterwards.
+fn sync(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() { sync(&path)? } else { std::fs::File::open(&path)?.sync_all()? }
+    }
+    Ok(())
 }
 
 /// The directory that a path lies in.

@@ -38,6 +38,16 @@ impl Format {
         self == other || self.bytes() > other.bytes()
     }
 
+    /// The distance from 1 to the next larger number.
+    pub fn unit(self) -> f64 {
+        f64::exp2(match self {
+            Format::F16 => -10.0,
+            Format::Bf16 => -7.0,
+            Format::F32 => -23.0,
+            Format::F64 => -52.0,
+        })
+    }
+
     /// The nearest number of the format (ties to even); infinite beyond its range.
     pub fn round(self, x: f64) -> f64 {
         match self {

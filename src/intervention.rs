@@ -26,6 +26,7 @@ pub fn options(spec: &Spec) -> Options {
             tolerance: Some(spec.budget.tolerance),
             band: spec.budget.band,
             constant: spec.host.biases,
+            bias_format: None,
         },
         norm: spec.domain.norm,
     }

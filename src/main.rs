@@ -120,12 +120,17 @@ struct Splice {
     /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
     carriers: Choice,
-    /// How many layers an intervention may take: auto, 1 or 2; without it, what the specification says
+    /// How many layers an intervention may take: auto, 1 or 2
+    ///
+    /// In place of what the specification says
     #[arg(long, value_name = "N", value_parser = Depth::from_str)]
     layers: Option<Depth>,
     /// The coordinates to borrow, best first; without it the program chooses quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
+    /// The largest |x_j| in borrowed coordinates that the certificate covers; without it, the bound on the norm of x
+    #[arg(long, value_name = "BOUND")]
+    borrow_within: Option<f64>,
     /// Print the plan and its cost; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -133,7 +138,7 @@ struct Splice {
     #[arg(long)]
     force: bool,
     /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
-    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow"])]
+    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "borrow_within", "layers"])]
     check: Option<PathBuf>,
 }
 
@@ -293,9 +298,10 @@ impl Splice {
             return Err(Error::input("a specification and --model are needed").help("or --check OUTPUT"));
         };
         let options = SpliceOptions {
-            layers: self.layers,
             carriers: self.carriers,
             borrow: self.borrow.clone(),
+            borrow_within: self.borrow_within,
+            depth: self.layers,
             dry_run: self.dry_run,
             force: self.force,
         };
@@ -399,6 +405,7 @@ impl Fit {
             tolerance: self.tolerance,
             band: self.band,
             constant: !self.no_constant,
+            bias_format: None,
         };
         let solution = solve(&Request { target: &target, source: &source, form, format, domain, budget })?;
         let figures = solution.certificate.figures();

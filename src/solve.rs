@@ -47,6 +47,8 @@ pub struct Budget {
     pub band: f64,
     /// may there be an output constant?
     pub constant: bool,
+    /// the format of biases and of the output constant, where it is not that of the weights
+    pub bias_format: Option<Format>,
 }
 
 impl Default for Budget {
@@ -58,6 +60,7 @@ impl Default for Budget {
             tolerance: None,
             band: 0.0,
             constant: true,
+            bias_format: None,
         }
     }
 }
@@ -104,6 +107,10 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    fn bias_format(&self) -> Format {
+        self.budget.bias_format.unwrap_or(self.format)
+    }
+
     fn setting(&self, radius: Rational) -> Setting<'_> {
         Setting {
             source: self.source,
@@ -188,7 +195,7 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     // Nothing at all: where a format ruins every construction, the constant in the middle may be the best.
     let (lo, hi) =
         Values::new(request.target, request.domain)?.range(request.domain.lo().max(-1e6), request.domain.hi().min(1e6));
-    let constant = if request.budget.constant { request.format.round(0.5 * (lo + hi)) } else { 0.0 };
+    let constant = if request.budget.constant { request.bias_format().round(0.5 * (lo + hi)) } else { 0.0 };
     if constant.is_finite() {
         let stack = Stack { source: request.source.clone(), constant, neurons: vec![] };
         field.enter(Candidate { stack, ideal: None, method: Method::Construction })?;
@@ -412,7 +419,13 @@ impl Field<'_> {
     }
 
     fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
-        let stack = ideal.try_map(|x| Ok::<f64, Error>(self.request.format.round(x.to_f64())))?;
+        let (format, biases) = (self.request.format, self.request.bias_format());
+        let mut stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
+        stack.constant = biases.round(stack.constant);
+        for n in &mut stack.neurons {
+            (n.weight, n.bias, n.out) = (format.round(n.weight), biases.round(n.bias), format.round(n.out));
+            n.up = n.up.map(|(w, b)| (format.round(w), biases.round(b)));
+        }
         self.enter(Candidate { stack, ideal: Some(ideal), method })
     }
 
@@ -572,9 +585,10 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
         let (estimate, stalled) = (fit.estimate, fit.estimate > STALLED * last);
         last = estimate;
         let round = |x: f64| format.round(x);
+        let biases = request.bias_format();
         let stack = Stack {
             source: (*source).clone(),
-            constant: round(fit.constant),
+            constant: biases.round(fit.constant),
             neurons: fit
                 .neurons
                 .iter()
@@ -582,14 +596,14 @@ fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) 
                     let weight = toward_zero_within(round(n.weight), budget.max_weight, *format);
                     Neuron {
                         weight,
-                        bias: round(n.bias),
+                        bias: biases.round(n.bias),
                         out: toward_zero_within(
                             round(n.out),
                             budget.max_out / weight.abs() * (1.0 - f64::EPSILON),
                             *format,
                         ),
                         up: match form {
-                            Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), round(b)))),
+                            Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), biases.round(b)))),
                             Form::Plain => None,
                         },
                     }

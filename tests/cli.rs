@@ -536,7 +536,8 @@ fn every_leaf_of_a_certificate_counts() {
         // Without any one of its fields.
         write_certificate(&out, &certificate);
         assert_eq!(verify(&out).0, 0);
-        for key in keys(&certificate) {
+        // (An absent field is a null one.)
+        for key in keys(&certificate).into_iter().filter(|k| !certificate[k].is_null()) {
             let mut v = certificate.clone();
             v.as_object_mut().unwrap().remove(key);
             write_certificate(&out, &v);

@@ -11,7 +11,7 @@ use crate::error::{At, Error, Result};
 use crate::expr::{Affine, Expr};
 use crate::format::Format;
 use crate::gated::{GatedClaim, REMOVAL, TwoLayerClaim, TwoLayerProof, derive_two};
-use crate::gates::{Term, decompose};
+use crate::gates::{Term, decompose, ratio};
 use crate::solve::Solution;
 use crate::stack::Form;
 
@@ -237,7 +237,11 @@ fn gates(
     };
     for (((r, t), own), carried) in terms.iter().zip(&guards.used).zip(carried_by) {
         let steepness = own.iter().map(|q| guards.rows[*q].slope).fold(f64::INFINITY, f64::min);
-        let open = f64::exp2((steepness * r.band / 4.0).log2().floor()).clamp(OPEN[0], OPEN[1]);
+        // A large c overshoots less in a band; a small one bends less where the payload vanishes with its condition.
+        let payload = t.payload.affine();
+        let vanishes = |c: &Expr| payload.as_ref().is_some_and(|p| c.affine().is_some_and(|c| ratio(p, &c).is_some()));
+        let most = if t.conditions.iter().any(vanishes) { OPEN[0] } else { OPEN[1] };
+        let open = f64::exp2((steepness * r.band / 4.0).log2().floor()).clamp(OPEN[0], most);
         let carried = carried.map(|j| n + j);
         let mut gate = vec![0.0; d + g];
         own.iter().for_each(|q| gate[d + q] = -1.0);

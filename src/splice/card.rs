@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::carriers::Kind;
-use crate::certificate::CertificateFile;
+use crate::carriers::{Carriers, Kind};
+use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
+use crate::host::Host;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
 
@@ -27,21 +28,41 @@ fn grows(c: Change, text: impl Fn(u64) -> String) -> String {
     }
 }
 
-/// What residuals the certificates speak of.
-pub fn norms(layer: usize, norm: Option<f64>) -> String {
-    match norm {
-        Some(r) => format!(
-            "layer {layer}: certified for residuals with ‖x‖ ≤ {r}; tokens beyond it (a sequence's first one, often) are not covered"
-        ),
-        None => format!("layer {layer}: no domain.norm, the certificate speaks of pre-activations only, not of ‖x‖"),
+/// What whoever runs the result should know of the carriers.
+pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if c.kind == Kind::Borrowed {
+        let lost: Vec<String> = c
+            .constants
+            .iter()
+            .map(|k| format!("{:.1e} of x_{}", c.value(k) * host.stream.unit() / 2.0, k.coordinate))
+            .collect();
+        notes.push(format!(
+            "borrowed coordinates are not read, and lose their low bits in {}: up to {}; that rounding is not part of the certificate",
+            host.stream,
+            lost.join(", ")
+        ));
     }
-}
-
-/// Up to which norm padded carriers do their work.
-pub fn dominates(norm: f64) -> String {
-    format!(
-        "the constants hand x to the MLP unchanged for ‖x‖ up to {norm:.3e}, if the norm is computed in f32 or better"
-    )
+    for site in sites {
+        notes.push(match site.norm {
+            Some(r) => format!(
+                "after layer {}: certified for residuals with ‖x‖ ≤ {r}; tokens beyond it (a sequence's first one, often) are not covered",
+                site.layer
+            ),
+            None => format!(
+                "after layer {}: no domain.norm, so the certificate speaks of the pre-activations only, not of x",
+                site.layer
+            ),
+        });
+    }
+    if c.kind == Kind::Padded {
+        notes.push(format!(
+            "the constants leave every x as it is in {} up to ‖x‖ = {:.1e}",
+            host.stream,
+            c.exact_up_to(host.stream)
+        ));
+    }
+    notes
 }
 
 fn list(numbers: impl IntoIterator<Item = usize>) -> String {
@@ -115,21 +136,12 @@ pub(super) fn plan(plan: &Plan) -> String {
             "{:<28} {:<13} {:>10} {:>10} {:>10}  c(z)",
             "response", "status", "error", "overshoot", "leak"
         );
-        for row in rows(&site.compiled.certificate) {
-            let [name, status, error, overshoot, leak, c] = row;
-            let _ = writeln!(out, "{name:<28} {status:<13} {error:>10} {overshoot:>10} {leak:>10}  {c}");
+        for r in rows(&site.compiled.certificate) {
+            let figures = format!("{:>10} {:>10} {:>10}", r.error, r.overshoot, r.leak);
+            let _ = writeln!(out, "{:<28} {:<13} {figures}  {}", r.name, r.status, r.response);
         }
         if let Some(total) = &site.compiled.proof.total {
             let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
-            let r = &site.compiled.certificate.reading;
-            if !r.is_exact() {
-                let _ = writeln!(
-                    out,
-                    "of this, the carriers: x is read {} times, and {} is left behind",
-                    r.scale.map(short).join(" to "),
-                    short(r.residue)
-                );
-            }
         }
     }
     out
@@ -140,37 +152,52 @@ fn units(site: &PlannedSite, all: usize) -> String {
     format!("{} of {all} hidden units used", used.join(" and "))
 }
 
-/// name, status, error off the jumps, overshoot, leak, c(z)
-fn rows(file: &CertificateFile) -> Vec<[String; 6]> {
-    let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
-    let row = |r: &crate::certificate::ResponseFile| {
-        let f = &r.certificate;
-        let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
-        [r.name.clone(), format!("{:?}", f.status), error, cell(f.overshoot), cell(f.leak), r.target.to_string()]
-    };
-    let gated = |t: &crate::certificate::TermFile| {
-        let f = &t.figures;
-        [
-            t.name.clone(),
-            format!("{:?}", f.status),
-            cell(Some(f.outside)),
-            cell(Some(f.overshoot * f.payload)),
-            "-".into(),
-            format!("{} where {}", t.payload, crate::explain::conditions(t)),
-        ]
-    };
-    file.responses.iter().map(row).chain(file.gates.iter().flat_map(|g| &g.terms).map(gated)).collect()
+/// One line of the table of responses.
+struct Row {
+    name: String,
+    status: String,
+    /// off the bands
+    error: String,
+    /// within a band
+    overshoot: String,
+    leak: String,
+    response: String,
+    domain: String,
+    band: String,
 }
 
-/// The domain and the bands of every row.
-fn domains(file: &CertificateFile) -> Vec<(String, String)> {
-    let text = |d: &crate::certificate::Ends| serde_json::to_string(d).unwrap_or_default().replace('"', "");
-    let responses = file.responses.iter().map(|r| (text(&r.domain), short(r.certificate.delta)));
-    let terms = file.gates.iter().flat_map(|g| &g.terms).map(|t| {
-        let bands: Vec<String> = t.figures.bands.iter().map(|b| short(*b)).collect();
-        (text(&t.domain), bands.join(", "))
-    });
-    responses.chain(terms).collect()
+/// The responses, and what two layers do with gates.
+fn rows(file: &CertificateFile) -> Vec<Row> {
+    let figure = |x: f64| format!("{x:.2e}");
+    let domain = |d: &Ends| serde_json::to_string(d).unwrap_or_default().replace('"', "");
+    let response = |r: &ResponseFile| {
+        let f = &r.certificate;
+        Row {
+            name: r.name.clone(),
+            status: format!("{:?}", f.status),
+            error: figure(f.epsilon_outside.unwrap_or(f.epsilon)),
+            overshoot: f.overshoot.map_or("-".into(), figure),
+            leak: f.leak.map_or("-".into(), figure),
+            response: r.target.to_string(),
+            domain: domain(&r.domain),
+            band: short(f.delta),
+        }
+    };
+    let term = |t: &TermFile| {
+        let conditions: Vec<String> = t.conditions.iter().map(|c| format!("{c} > 0")).collect();
+        Row {
+            name: t.name.clone(),
+            status: format!("{:?}", t.figures.status),
+            error: figure(t.figures.outside),
+            overshoot: figure(t.figures.overshoot * t.figures.payload),
+            leak: "-".into(),
+            response: format!("{} where {}", t.payload, conditions.join(" and ")),
+            domain: domain(&t.domain),
+            band: t.figures.bands.iter().map(|b| short(*b)).collect::<Vec<_>>().join(", "),
+        }
+    };
+    let written = file.responses.iter().filter(|r| !r.carried).map(response);
+    written.chain(file.gates.iter().flat_map(|g| &g.terms).map(term)).collect()
 }
 
 /// The model card. `source`: the source's own card; `id`: its name on the hub, if it says so.
@@ -206,17 +233,16 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
             "| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |",
         );
         add("|---|---|---|---|---|---|---|---|");
-        let certificate = &site.compiled.certificate;
-        for ((domain, band), row) in domains(certificate).into_iter().zip(rows(certificate)) {
-            let [name, status, error, overshoot, leak, c] = row;
-            add(&format!("| {name} | `{c}` | {domain} | {status} | {band} | {error} | {overshoot} | {leak} |"));
+        for r in rows(&site.compiled.certificate) {
+            let about = format!("| {} | `{}` | {} | {} | {}", r.name, r.response, r.domain, r.status, r.band);
+            add(&format!("{about} | {} | {} | {} |", r.error, r.overshoot, r.leak));
         }
         add("");
         if let Some(total) = &site.compiled.proof.total {
             add(&format!(
                 "In the stream, with no pre-activation in its band: ‖block − intervention‖ ≤ {}, for ‖x‖ ≤ {}.\n",
                 short(total.outside),
-                certificate.norm.map_or("∞".into(), short)
+                site.norm.map_or("∞".into(), short)
             ));
         }
     }

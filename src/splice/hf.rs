@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nalgebra::DMatrix;
 use serde_json::{Map, Value, json};
 
+use crate::activation::Activation;
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
@@ -324,6 +325,9 @@ impl Checkpoint {
         }
         if !self.derived.is_empty() {
             notes.push("rotary frequencies (inv_freq) are left out: engines compute them from config.json".into());
+        }
+        if self.host.source != Activation::Silu {
+            notes.push(format!("vLLM's Llama knows silu only, not {}", self.host.source));
         }
         if carriers.kind == Kind::Padded {
             let (mean, largest) = self.gain_rounding(carriers.other_gains())?;

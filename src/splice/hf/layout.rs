@@ -185,14 +185,17 @@ impl Layout {
         let fields = Fields(config);
         let family = family(&fields)?;
         for (name, what) in [
-            ("quantization_config", "the weights are quantised"),
-            ("compression_config", "the weights are compressed"),
+            ("quantization_config", "the weights are quantised (quantization_config)"),
+            ("compression_config", "the weights are compressed (compression_config)"),
             ("auto_map", "the model brings code of its own (auto_map)"),
         ] {
             if fields.get(name).is_some() {
                 let help = match name {
                     "auto_map" => "only the stock architectures can be spliced: what other code computes is not known",
-                    _ => "splice the original checkpoint in f32, bf16 or f16, and quantise the result if you must",
+                    _ => {
+                        "splice the original checkpoint in f32, bf16 or f16, and quantise the result if you must; where the \
+                         weights are dequantised already, remove the entry from config.json"
+                    }
                 };
                 return Err(Error::unsupported(what).help(help));
             }

@@ -149,8 +149,7 @@ pub(super) fn write<'s>(
         progress(out.written - before);
     }
     let Hashing { inner, hash, .. } = out;
-    let file = inner.into_inner().map_err(|e| failed(e.into_error()))?;
-    file.sync_all().map_err(failed)?;
+    inner.into_inner().map_err(|e| failed(e.into_error()))?;
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
