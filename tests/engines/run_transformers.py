@@ -124,8 +124,8 @@ def floors(verdict, carriers, format, checks: Checks, label: str):
     checks.at_most(f"{label}: mean error of changed tokens", verdict.mean, factor * verdict.hook_mean)
     checks.at_most(f"{label}: max error of changed tokens", verdict.max, factor * verdict.hook_max)
     if format == "f32":
-        # token by token the order of the sums is luck: one in a hundred may be above
-        checks.check(f"{label}: changed tokens one by one", verdict.over <= 0.01 * verdict.changed, f"{verdict.over} of {verdict.changed} over")
+        # token by token the order of the sums is luck: one in fifty may be above
+        checks.check(f"{label}: changed tokens one by one", verdict.over <= 0.02 * verdict.changed, f"{verdict.over} of {verdict.changed} over")
     checks.check(f"{label}: idle tokens come out bit for bit", verdict.disturbed == 0, f"{verdict.disturbed} of {verdict.idle} do not, by up to {verdict.idle_max:.2e}")
     # exactly 0 but for traces of h = silu(-large), whose squares no norm in float32 can see
     checks.at_most(f"{label}: what is left in padded coordinates", verdict.padding, 1e-20)

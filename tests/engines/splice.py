@@ -40,10 +40,8 @@ def splice(case: Case, model: Path, output: Path, carriers: str, sae: Path = SAE
 
 
 def remove(path: Path):
-    """Spliced checkpoints go as soon as they have been judged, with whatever the command wrote beside them."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    for leftover in [path, *path.parent.glob(path.name + ".*")]:
+    """Spliced checkpoints go as soon as they have been judged, with what travels beside a GGUF."""
+    for leftover in (path, path.with_suffix(".neurograft")):
         if leftover.is_file():
             leftover.unlink()
         elif leftover.is_dir():
