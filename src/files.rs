@@ -1,25 +1,98 @@
 //! Files and directories written whole or not at all.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |e| Error::io(format!("cannot write {}", path.display()), e);
-    let folder = folder_of(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".neurograft").suffix(".tmp");
-    if let Some(p) = permissions() {
-        builder.permissions(p);
+    let mut whole = WholeFile::new(path)?;
+    whole.file().write_all(bytes).map_err(|e| whole.failed(e))?;
+    whole.persist()
+}
+
+/// A file that comes into being whole: written under another name beside its place, then renamed.
+///
+/// Dropped before [`WholeFile::persist`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct WholeFile {
+    temporary: tempfile::NamedTempFile,
+    place: PathBuf,
+}
+
+impl WholeFile {
+    /// An empty file in the directory of `place`.
+    pub fn new(place: &Path) -> Result<WholeFile> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".neurograft").suffix(".tmp");
+        if let Some(p) = permissions() {
+            builder.permissions(p);
+        }
+        let temporary = builder
+            .tempfile_in(folder_of(place))
+            .map_err(|e| Error::io(format!("cannot write {}", place.display()), e))?;
+        Ok(WholeFile { temporary, place: place.to_path_buf() })
     }
-    let mut file = builder.tempfile_in(folder).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+
+    /// What to write to.
+    pub fn file(&mut self) -> &mut File {
+        self.temporary.as_file_mut()
+    }
+
+    /// What a failure to write it is.
+    pub fn failed(&self, e: std::io::Error) -> Error {
+        Error::io(format!("cannot write {}", self.place.display()), e)
+    }
+
+    /// Puts the file in its place, once all of it is on disk. What is there already is replaced.
+    pub fn persist(self) -> Result<()> {
+        let failed = |e| Error::io(format!("cannot write {}", self.place.display()), e);
+        self.temporary.as_file().sync_all().map_err(failed)?;
+        self.temporary.persist(&self.place).map_err(|e| failed(e.error))?;
+        Ok(())
+    }
+}
+
+/// Writes and hashes what passes.
+#[derive(Debug)]
+pub struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+    written: u64,
+}
+
+impl<W: Write> Hashing<W> {
+    /// Nothing has passed yet.
+    pub fn new(inner: W) -> Hashing<W> {
+        Hashing { inner, hash: Sha256::new(), written: 0 }
+    }
+
+    /// How many bytes have passed.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// What was written to, and the SHA-256 of what has passed.
+    pub fn finish(self) -> (W, String) {
+        (self.inner, self.hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        self.written += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 /// A directory that comes into being whole: filled under another name beside its place, then renamed.

@@ -40,8 +40,8 @@
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
-//! | weights and files | [`mod@format`], [`tensors`], [`block`], [`certificate`], [`files`] |
-//! | hosts | [`carriers`], [`host`] |
+//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
+//! | hosts | [`carriers`], [`host`], [`reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
 //! | checkpoints | [`splice`] |
@@ -72,6 +72,7 @@ pub mod files;
 pub mod format;
 pub mod gated;
 pub mod gates;
+pub mod gguf;
 pub mod host;
 pub mod interval;
 pub mod intervention;
@@ -81,6 +82,7 @@ pub mod observe;
 pub mod panels;
 pub mod piecewise;
 pub mod rational;
+pub mod reference;
 pub mod report;
 pub mod ridge;
 pub mod sae;

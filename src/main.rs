@@ -111,26 +111,21 @@ struct Splice {
     /// The specification, TOML or JSON (docs/spec.md)
     #[arg(required_unless_present = "check")]
     spec: Option<PathBuf>,
-    /// The checkpoint: a HuggingFace directory with config.json and safetensors. It is only read
-    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    /// The checkpoint: a HuggingFace directory with config.json and safetensors, or a GGUF file. It is only read
+    #[arg(long, value_name = "DIR|FILE", required_unless_present = "check")]
     model: Option<PathBuf>,
-    /// Where to write the spliced checkpoint; must not be there yet
-    #[arg(short, long, value_name = "DIR")]
+    /// Where to write the spliced checkpoint, a directory or OUT.gguf as the source is; must not be there yet
+    #[arg(short, long, value_name = "DIR|FILE")]
     output: Option<PathBuf>,
     /// Where the constants go that make the norm harmless: auto, padded or borrowed (docs/splice.md)
     #[arg(long, default_value = "auto", value_parser = Choice::from_str)]
     carriers: Choice,
-    /// How many layers an intervention may take: auto, 1 or 2
-    ///
-    /// In place of what the specification says
+    /// How many layers an intervention may take: auto, 1 or 2; without it, what the specification says
     #[arg(long, value_name = "N", value_parser = Depth::from_str)]
     layers: Option<Depth>,
     /// The coordinates to borrow, best first; without it the program chooses quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
-    /// The largest |x_j| in borrowed coordinates that the certificate covers; without it, the bound on the norm of x
-    #[arg(long, value_name = "BOUND")]
-    borrow_within: Option<f64>,
     /// Print the plan and its cost; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -138,7 +133,7 @@ struct Splice {
     #[arg(long)]
     force: bool,
     /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
-    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "borrow_within", "layers"])]
+    #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "layers"])]
     check: Option<PathBuf>,
 }
 
@@ -300,7 +295,6 @@ impl Splice {
         let options = SpliceOptions {
             carriers: self.carriers,
             borrow: self.borrow.clone(),
-            borrow_within: self.borrow_within,
             depth: self.layers,
             dry_run: self.dry_run,
             force: self.force,

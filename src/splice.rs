@@ -7,7 +7,7 @@
 //!            → decoder layers → a plan and its cost → files
 //! ```
 //!
-//! What a checkpoint's files look like is known to the containers only ([`hf`]); what is here serves them all: the plan,
+//! What a checkpoint's files look like is known to the containers only ([`hf`], [`mod@gguf`]); what is here serves them all: the plan,
 //! the manifest that travels with a spliced checkpoint, and [`check`], which derives everything anew from it.
 
 use std::collections::BTreeMap;
@@ -34,6 +34,7 @@ use crate::tensors::valid_range;
 use crate::verify::verify;
 
 pub mod card;
+pub mod gguf;
 pub mod hf;
 
 /// The directory of a spliced checkpoint that holds what travels with it.
@@ -76,9 +77,6 @@ pub struct SpliceOptions {
     pub carriers: Choice,
     /// the coordinates to borrow, best first; empty: the program chooses
     pub borrow: Vec<usize>,
-    /// bound on |x_j| in borrowed coordinates for which the certificate is to hold; `None`: what the specification says, or
-    /// the bound on ‖x‖
-    pub borrow_within: Option<f64>,
     /// how many layers a site may take; `None`: as the specification says
     pub depth: Option<Depth>,
     /// plan only
@@ -231,57 +229,86 @@ pub struct ManifestSite {
 
 /// A checkpoint, by what it is kept in.
 enum Checkpoint {
-    HuggingFace(hf::Checkpoint),
+    HuggingFace(Box<hf::Checkpoint>),
+    Gguf(Box<gguf::Checkpoint>),
+}
+
+/// The same question to either kind.
+macro_rules! ask {
+    ($checkpoint:expr, $c:ident => $answer:expr) => {
+        match $checkpoint {
+            Checkpoint::HuggingFace($c) => $answer,
+            Checkpoint::Gguf($c) => $answer,
+        }
+    };
 }
 
 impl Checkpoint {
-    /// A directory is a HuggingFace checkpoint.
+    /// A directory is a HuggingFace checkpoint, a file a GGUF file.
     fn open(path: &Path) -> Result<Checkpoint> {
         if path.is_dir() {
-            return hf::Checkpoint::open(path).map(Checkpoint::HuggingFace);
+            return hf::Checkpoint::open(path).map(|c| Checkpoint::HuggingFace(Box::new(c)));
         }
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::unsupported("GGUF files cannot be spliced yet").at(path.display().to_string()));
+        if path.is_file() && !is_gguf(path) {
+            return Err(Error::input(format!("no checkpoint: {} is no GGUF file", path.display()))
+                .help("name a .gguf file, or the directory that holds config.json and the weights in safetensors"));
         }
-        Err(Error::input(format!("no checkpoint: {} is not a directory", path.display()))
-            .help("name the directory that holds config.json and the weights in safetensors"))
+        gguf::Checkpoint::open(path).map(|c| Checkpoint::Gguf(Box::new(c)))
     }
 
     fn host(&self) -> &Host {
-        let Checkpoint::HuggingFace(c) = self;
-        c.host()
+        ask!(self, c => c.host())
     }
 
     fn architecture(&self) -> &str {
-        let Checkpoint::HuggingFace(c) = self;
-        c.architecture()
+        ask!(self, c => c.architecture())
     }
 
     /// How loud each coordinate of the stream is after a layer, relative to the average, judged by the weights that write it.
     fn loudness(&self, layer: usize) -> Result<Vec<f64>> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.loudness(layer)
+        ask!(self, c => c.loudness(layer))
     }
 
-    fn cost(&self, carriers: &Carriers, inserted: usize) -> Cost {
-        let Checkpoint::HuggingFace(c) = self;
-        c.cost(carriers, inserted)
+    fn cost(&self, carriers: &Carriers, sites: &[PlannedSite]) -> Result<Cost> {
+        match self {
+            Checkpoint::HuggingFace(c) => Ok(c.cost(carriers, sites.iter().map(|s| s.layers.len()).sum())),
+            Checkpoint::Gguf(c) => c.cost(carriers, sites),
+        }
     }
 
     fn notes(&self, carriers: &Carriers) -> Result<Vec<String>> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.notes(carriers)
+        ask!(self, c => c.notes(carriers))
     }
 
     /// Refuses an output that must not be written to, before any work is done.
     fn vacant(&self, output: &Path, force: bool, kept: &[&Path]) -> Result<()> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.vacant(output, force, kept)
+        ask!(self, c => c.vacant(output, force, kept))
     }
 
     fn write(&self, plan: &Plan, spec: &Path, output: &Path, progress: Progress<'_>) -> Result<()> {
-        let Checkpoint::HuggingFace(c) = self;
-        c.write(plan, spec, output, progress)
+        ask!(self, c => c.write(plan, spec, output, progress))
+    }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+/// The source's layer that each layer of the spliced model is or follows. `sites`: layers, and how many follow each.
+fn origins(layers: usize, sites: &[(usize, usize)]) -> Vec<usize> {
+    let inserted = |l: usize| sites.iter().find(|s| s.0 == l).map_or(0, |s| s.1);
+    (0..layers).flat_map(|l| std::iter::repeat_n(l, 1 + inserted(l))).collect()
+}
+
+/// Refuses an output that the disk has no room for.
+fn has_room(output: &Path, need: u64) -> Result<()> {
+    match fs4::available_space(folder_of(output)) {
+        Ok(free) if free < need => Err(Error::io(
+            format!("{}: {} needed, {} free", output.display(), card::bytes(need), card::bytes(free)),
+            std::io::ErrorKind::StorageFull.into(),
+        )),
+        // Where the system does not say, writing will.
+        _ => Ok(()),
     }
 }
 
@@ -344,21 +371,17 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
         }
         (Choice::Auto, true) => &[Kind::Padded],
     };
-    if options.borrow_within.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
-        return Err(Error::input("the bound on borrowed coordinates must be positive and finite"));
-    }
     let mut refusals = Vec::new();
     for kind in kinds {
         match insertions(checkpoint, &sites, *kind, options, progress) {
             Ok((carriers, planned)) => {
-                let inserted = planned.iter().map(|s| s.layers.len()).sum();
                 let mut notes = checkpoint.notes(&carriers)?;
                 notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
                 notes.extend(card::notes(&carriers, host, &planned));
                 return Ok(Plan {
                     architecture: checkpoint.architecture().to_string(),
                     host: host.clone(),
-                    cost: checkpoint.cost(&carriers, inserted),
+                    cost: checkpoint.cost(&carriers, &planned)?,
                     carriers,
                     sites: planned,
                     notes,
@@ -496,13 +519,7 @@ fn insertions(
     let mut planned = Vec::with_capacity(sites.len());
     for (site, draft) in sites.iter().zip(drafts) {
         let norm = site.spec.domain.norm;
-        let reading = reading(
-            &carriers,
-            host,
-            norm,
-            draft.insertion().reach,
-            options.borrow_within.or(site.spec.domain.borrowed),
-        )?;
+        let reading = reading(&carriers, host, norm, site.spec.domain.borrowed);
         let compiled = draft.prove(&reading).at(|| place(site))?;
         let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| place(site))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
@@ -522,21 +539,11 @@ fn insertions(
     Ok((carriers, planned))
 }
 
-/// What the neutralised norm hands to an MLP in place of x.
-///
-/// x itself where an engine that computes the norm in f32 finds its scale exactly; and without a bound on ‖x‖ the certificate
-/// speaks of the pre-activations that are read.
-fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, reach: f64, within: Option<f64>) -> Result<Reading> {
-    let Some(norm) = norm else { return Ok(Reading::exact()) };
-    if carriers.kind == Kind::Padded && norm.hypot(reach) <= carriers.exact_up_to(host.stream) {
-        return Ok(Reading::exact());
-    }
-    if carriers.kind == Kind::Padded {
-        return Err(Error::unsupported("the constants do not dominate what the layers handle"));
-    }
-    let reading = carriers.reading(host.stream, norm, within, host.norm_eps);
-    reading.check()?;
-    Ok(reading)
+/// What the neutralised norm hands to an MLP in place of x. Without a bound on ‖x‖ a certificate speaks of the pre-activations
+/// that are read.
+fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Reading {
+    let eps = host.norm_eps * carriers.other_eps();
+    norm.map_or(Reading::exact(), |norm| carriers.reading(host.stream, norm, borrowed, eps))
 }
 
 /// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
@@ -664,14 +671,17 @@ impl Manifest {
             let dir = folder.join(&entry.directory);
             let verified = verify(&dir).map_err(derived)?;
             let (certificate, insertion) = (&verified.file, verified.insertion());
-            let within = certificate.reading.dropped.first().map(|d| d.1);
-            let reading = reading(&self.carriers, &self.host, entry.norm, insertion.reach, within).map_err(derived)?;
+            let borrowed = certificate.reading.dropped.first().map(|d| d.1);
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
                 || certificate.norm != entry.norm
-                || certificate.reading != reading
+                || certificate.reading != reading(&self.carriers, &self.host, entry.norm, borrowed)
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
+            }
+            let size = entry.norm.unwrap_or(0.0).hypot(insertion.reach);
+            if self.carriers.kind == Kind::Padded && !(size <= self.carriers.exact_up_to(self.host.stream)) {
+                return Err(wrong(format!("the constants do not dominate what layer {} handles", entry.layer)));
             }
             let layers = lower(&insertion, &self.carriers, self.host.weights).map_err(derived)?;
             let first = entry.layer + 1 + shift;
@@ -679,7 +689,7 @@ impl Manifest {
             if entry.inserted != (first..first + layers.len()).collect::<Vec<_>>() {
                 return Err(wrong(format!("the layers inserted after layer {} have other numbers", entry.layer)));
             }
-            removes(&layers, &self.carriers, entry.norm, self.host.norm_eps)?;
+            removes(&layers, &self.carriers, entry.norm, &self.host)?;
             sites.push(CheckedSite { layer: entry.layer, certificate: verified.file, layers });
         }
         if sites.is_empty() {
@@ -701,7 +711,8 @@ pub struct CheckedSite {
 }
 
 /// Do the carriers leave a site's layers as they came, in f64, whatever x is?
-fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) -> Result<()> {
+fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, host: &Host) -> Result<()> {
+    let eps = host.norm_eps * c.other_eps();
     // Residuals of small and of the largest admissible norm; a fixed pattern is as good as a random one.
     let largest = norm.unwrap_or(1e3);
     let mut x = DMatrix::from_fn(c.hidden_size, 8, |i, t| {
@@ -715,8 +726,11 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, eps: f64) 
     let left = |i: usize| (0..x.ncols()).map(|t| (y[(i, t)] - x[(i, t)]).abs()).fold(0.0, f64::max);
     let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
     let (all, limit): (Vec<usize>, f64) = match c.kind {
-        // Nothing but f64's own rounding of σ(128)·C.
-        Kind::Padded => ((c.live..c.hidden_size).collect(), largest * 1e-12),
+        // Nothing but f64's own rounding of σ(128)·C; in f16, whose rounding of the norm's output is not simulated here, t.
+        Kind::Padded => {
+            let t = if host.stream == Format::F16 { f64::exp2(-11.0) } else { 1e-12 };
+            ((c.live..c.hidden_size).collect(), largest * t)
+        }
         // There the block writes as well.
         Kind::Borrowed => (c.constants.iter().map(|k| k.coordinate).collect(), largest * 0.5),
     };
@@ -744,5 +758,5 @@ pub struct Checked {
 ///
 /// Errors: [`Error::is_disagreement`] where anything is not as a splice leaves it.
 pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
-    hf::check(output, progress)
+    if is_gguf(output) { gguf::check(output, progress) } else { hf::check(output, progress) }
 }

@@ -38,14 +38,33 @@ pub struct TensorFile {
     metadata: Metadata,
 }
 
+/// A file's bytes.
 #[derive(Debug)]
-enum Bytes {
+pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
 }
 
 impl Bytes {
-    fn as_slice(&self) -> &[u8] {
+    /// Maps a file; `help` says what to name where it is none.
+    pub(crate) fn map(path: &Path, help: &str) -> Result<Bytes> {
+        let place = path.display().to_string();
+        let io = |what: &str, e| Error::io(format!("{place}: cannot {what}"), e);
+        let file = File::open(path).map_err(|e| io("open the file", e))?;
+        let info = file.metadata().map_err(|e| io("read the file's size", e))?;
+        if !info.is_file() {
+            return Err(Error::input("not a regular file").at(place).help(help));
+        }
+        // An empty file cannot be mapped everywhere, and has nothing to map.
+        if info.len() == 0 {
+            return Ok(Bytes::Owned(Vec::new()));
+        }
+        // SAFETY: the map is read-only, and its readers take any bytes. That nobody changes the file meanwhile is the
+        // caller's part, documented where files are opened.
+        Ok(Bytes::Mapped(unsafe { memmap2::Mmap::map(&file) }.map_err(|e| io("map the file", e))?))
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Owned(bytes) => bytes,
@@ -62,22 +81,7 @@ impl TensorFile {
     /// If the file cannot be opened, or is no safetensors file, or is not complete.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let place = path.display().to_string();
-        let io = |what: &str, e| Error::io(format!("{place}: cannot {what}"), e);
-        let file = File::open(path).map_err(|e| io("open the file", e))?;
-        let info = file.metadata().map_err(|e| io("read the file's size", e))?;
-        if !info.is_file() {
-            return Err(Error::input("not a regular file").at(place).help("name a .safetensors file"));
-        }
-        // An empty file cannot be mapped everywhere, and has nothing to map.
-        let bytes = if info.len() == 0 {
-            Bytes::Owned(Vec::new())
-        } else {
-            // SAFETY: the map is read-only, and read only through `Format::read`, which takes any bytes. That nobody
-            // changes the file meanwhile is the caller's part, documented above.
-            Bytes::Mapped(unsafe { memmap2::Mmap::map(&file) }.map_err(|e| io("map the file", e))?)
-        };
-        Self::parse(place, bytes)
+        Self::parse(path.display().to_string(), Bytes::map(path, "name a .safetensors file")?)
     }
 
     /// A file that is in memory already; `place` names it in messages.
@@ -219,6 +223,11 @@ impl Tensor<'_> {
     /// The number of its values.
     pub fn len(&self) -> usize {
         self.data.len() / self.format.bytes()
+    }
+
+    /// Its bytes, little-endian, the last axis running fastest.
+    pub fn data(&self) -> &[u8] {
+        self.data
     }
 
     /// Has it no values?

@@ -110,7 +110,7 @@ fn help_and_usage() {
     neurograft().arg("--version").assert().success().stdout(contains("neurograft"));
     neurograft().arg("frobnicate").assert().code(2);
     neurograft().arg("compile").assert().code(2);
-    for command in ["compile", "verify", "fit", "explain"] {
+    for command in ["compile", "verify", "fit", "splice", "explain"] {
         neurograft().args([command, "--help"]).assert().success();
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 39] = [
+const ORDER: [&str; 41] = [
     "error",
     "interval",
     "rational",
@@ -27,22 +27,24 @@ const ORDER: [&str; 39] = [
     "solve",
     "files",
     "tensors",
+    "gguf",
     "block",
     "derive",
     "gated",
     "carriers",
     "host",
+    "reference",
     "certificate",
     "compile",
     "sae",
     "spec",
     "intervention",
     "verify",
+    "explain",
     "splice",
     "embedded",
     "observe",
     "report",
-    "explain",
     "panels",
     "main",
 ];

@@ -32,16 +32,8 @@ fn grows(c: Change, text: impl Fn(u64) -> String) -> String {
 pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<String> {
     let mut notes = Vec::new();
     if c.kind == Kind::Borrowed {
-        let lost: Vec<String> = c
-            .constants
-            .iter()
-            .map(|k| format!("{:.1e} of x_{}", c.value(k) * host.stream.unit() / 2.0, k.coordinate))
-            .collect();
-        notes.push(format!(
-            "borrowed coordinates are not read, and lose their low bits in {}: up to {}; that rounding is not part of the certificate",
-            host.stream,
-            lost.join(", ")
-        ));
+        let all = "the certificate allows for all of |x_j| up to domain.borrowed, or domain.norm without it";
+        notes.push(format!("borrowed coordinates are not read, and lose their low bits: {all}"));
     }
     for site in sites {
         notes.push(match site.norm {
@@ -96,9 +88,10 @@ fn latency(cost: &Cost) -> String {
     )
 }
 
-/// A bound or a radius.
+/// A bound or a radius: as it is where that is short, else three digits.
 fn short(x: f64) -> String {
-    if x == 0.0 || (0.01..1e4).contains(&x.abs()) { format!("{x}") } else { format!("{x:.2e}") }
+    let plain = x.to_string();
+    if plain.len() <= 6 { plain } else { format!("{x:.2e}") }
 }
 
 /// The plan as a text.
@@ -142,6 +135,13 @@ pub(super) fn plan(plan: &Plan) -> String {
         }
         if let Some(total) = &site.compiled.proof.total {
             let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
+            let reading = &site.compiled.certificate.reading;
+            if !reading.is_exact() {
+                let [lo, hi] = reading.scale;
+                let residue = short(reading.residue);
+                let _ =
+                    writeln!(out, "of this, the carriers: x is read {lo} to {hi} times, and {residue} is left behind");
+            }
         }
     }
     out
@@ -200,24 +200,114 @@ fn rows(file: &CertificateFile) -> Vec<Row> {
     written.chain(file.gates.iter().flat_map(|g| &g.terms).map(term)).collect()
 }
 
-/// The model card. `source`: the source's own card; `id`: its name on the hub, if it says so.
+/// What a card says of the kind of checkpoint that it travels with.
+struct About {
+    /// the YAML head
+    front: String,
+    /// what the checkpoint is, and of which source
+    introduction: String,
+    /// how to verify it
+    check: String,
+    /// what an engine must do
+    engines: Vec<String>,
+}
+
+/// The model card of a HuggingFace checkpoint. `source`: the source's own card; `id`: its name on the hub, if it says so.
 pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String {
-    let mut out = front_matter(source, id);
+    let mut engines = vec![
+        "The engine must honour `attention_bias`: the constants are the inserted layer's `self_attn.o_proj.bias`. An engine that \
+         drops a bias it does not know, as vLLM does for classes without it, does so without a word."
+            .to_string(),
+        match plan.carriers.kind {
+            Kind::Padded => {
+                "No MLP bias is used (`mlp_bias` as in the source): engines whose Llama MLP has none, such as SGLang, need \
+                 only the attention's."
+            }
+            Kind::Borrowed => {
+                "The MLP's biases are used as well (`mlp_bias`): engines whose Llama MLP has none, such as SGLang, cannot run \
+                 it."
+            }
+        }
+        .into(),
+        NORMS.into(),
+    ];
+    engines.push(format!(
+        "Load it with dtype {}: vLLM's default for f32 checkpoints is a 16-bit format.",
+        match plan.host.stream {
+            crate::format::Format::Bf16 => "bfloat16",
+            crate::format::Format::F16 => "float16",
+            _ => "float32",
+        }
+    ));
+    engines.push(
+        "candle's Llama has no biases and takes head_dim for hidden / heads: it cannot run this checkpoint.".into(),
+    );
+    let about = About {
+        front: front_matter(source, id),
+        introduction: format!(
+            "This checkpoint is {} with {} inserted. {SAME} The source's own card is README.source.md, if it had one.",
+            id.map_or(format!("a {}", plan.architecture), |id| format!("`{id}` ({})", plan.architecture)),
+            decoder_layers(plan)
+        ),
+        check: format!("`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`"),
+        engines,
+    };
+    card(plan, about)
+}
+
+/// The model card of a GGUF file. `file`: its name; `name`: what its source calls itself.
+pub(super) fn gguf_card(plan: &Plan, file: &str, name: Option<&str>) -> String {
+    let about = About {
+        front: front_matter("", None),
+        introduction: format!(
+            "`{file}` is a GGUF file of architecture {}{} with {} inserted. {SAME}",
+            plan.architecture,
+            name.map_or(String::new(), |n| format!(" (`{n}`)")),
+            decoder_layers(plan)
+        ),
+        check: format!("`neurograft splice --check {file}` derives every certificate anew from this directory"),
+        engines: vec![
+            format!(
+                "llama.cpp runs it as it is: architecture `llama` reads `blk.N.attn_output.bias`{}, layer by layer, where they \
+                 are. An engine that does not read them computes something else.",
+                match plan.carriers.kind {
+                    Kind::Padded => "",
+                    Kind::Borrowed => " and `blk.N.ffn_{gate,up,down}.bias`",
+                }
+            ),
+            match plan.carriers.kind {
+                Kind::Padded => {
+                    "The hidden size is no multiple of the heads' size: the engine must take `llama.attention.key_length`, as \
+                     llama.cpp does."
+                }
+                Kind::Borrowed => "All tensors but the inserted layers' have the bytes that they had.",
+            }
+            .into(),
+            NORMS.into(),
+        ],
+    };
+    card(plan, about)
+}
+
+const SAME: &str = "Stock engines run it unchanged: what an intervention on the residual stream (a forward hook) would do is \
+                    done by the weights of the inserted layers.";
+const NORMS: &str = "The norm must be computed in f32 or better: squares reach 2^88.";
+
+fn decoder_layers(plan: &Plan) -> String {
+    match plan.inserted() {
+        1 => "one decoder layer".to_string(),
+        n => format!("{n} decoder layers"),
+    }
+}
+
+fn card(plan: &Plan, about: About) -> String {
+    let mut out = about.front;
     let mut add = |text: &str| {
         out.push_str(text);
         out.push('\n');
     };
     add("# Spliced with Neurograft\n");
-    add(&format!(
-        "This checkpoint is {} with {} inserted. Stock engines run it unchanged: what an intervention on the residual stream \
-         (a forward hook) would do is done by the weights of the inserted layers. The source's own card is README.source.md, \
-         if it had one.\n",
-        id.map_or(format!("a {}", plan.architecture), |id| format!("`{id}` ({})", plan.architecture)),
-        match plan.inserted() {
-            1 => "one decoder layer".to_string(),
-            n => format!("{n} decoder layers"),
-        }
-    ));
+    add(&format!("{}\n", about.introduction));
     add("## What was inserted\n");
     for site in &plan.sites {
         add(&format!(
@@ -280,33 +370,11 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
     add("");
     add("## Checking\n");
     add(&format!(
-        "`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`, lowers the certified blocks once more, \
-         and compares with the inserted layers bit for bit.\n"
+        "{}, lowers the certified blocks once more, and compares with the inserted layers bit for bit.\n",
+        about.check
     ));
     add("## Engines\n");
-    add(
-        "* The engine must honour `attention_bias`: the constants are the inserted layer's `self_attn.o_proj.bias`. An engine that \
-         drops a bias it does not know, as vLLM does for classes without it, does so without a word.",
-    );
-    add(match c.kind {
-        Kind::Padded => {
-            "* No MLP bias is used (`mlp_bias` as in the source): engines whose Llama MLP has none, such as SGLang, need only \
-             the attention's."
-        }
-        Kind::Borrowed => {
-            "* The MLP's biases are used as well (`mlp_bias`): engines whose Llama MLP has none, such as SGLang, cannot run it."
-        }
-    });
-    add("* The norm must be computed in f32 or better: squares reach 2^88.");
-    add(&format!(
-        "* Load it with dtype {}: vLLM's default for f32 checkpoints is a 16-bit format.",
-        match plan.host.stream {
-            crate::format::Format::Bf16 => "bfloat16",
-            crate::format::Format::F16 => "float16",
-            _ => "float32",
-        }
-    ));
-    add("* candle's Llama has no biases and takes head_dim for hidden / heads: it cannot run this checkpoint.");
+    about.engines.iter().for_each(|text| add(&format!("* {text}")));
     out
 }
 

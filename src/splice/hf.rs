@@ -22,7 +22,7 @@ use crate::host::{Host, InsertedLayer};
 use crate::stack::Form;
 use crate::tensors::quoted;
 
-use super::{Change, Cost, FOLDER, MANIFEST_FILE, Plan, Progress, card};
+use super::{Change, Cost, FOLDER, MANIFEST_FILE, Plan, Progress, card, origins};
 
 mod check;
 mod layout;
@@ -124,9 +124,10 @@ impl Files {
         at.map(|s| &s.1).ok_or_else(|| Error::input(format!("no tensor {}", quoted(name))))
     }
 
-    fn formats(&self) -> Result<BTreeMap<Format, String>> {
+    /// The number formats that there are, each with a tensor that has it.
+    fn formats(&self, derived: &[String]) -> Result<BTreeMap<Format, String>> {
         let mut formats = BTreeMap::new();
-        for name in self.holder.keys() {
+        for name in self.holder.keys().filter(|n| !derived.contains(n)) {
             formats.entry(self.find(name)?.header().tensor(name)?.format()).or_insert_with(|| name.clone());
         }
         Ok(formats)
@@ -220,7 +221,7 @@ impl Checkpoint {
         // Old conversions carry the rotary frequencies: engines compute them from the configuration.
         let derived = files.holder.keys().filter(|n| n.ends_with("rotary_emb.inv_freq")).cloned().collect::<Vec<_>>();
         files.expect(&layout, &derived, CONFIG_FILE).at(|| dir.display().to_string())?;
-        let mut formats = files.formats()?.into_iter();
+        let mut formats = files.formats(&derived)?.into_iter();
         let weights = match (formats.next(), formats.next()) {
             (Some((f, _)), None) => f,
             (Some((f, a)), Some((g, b))) => {
@@ -484,21 +485,8 @@ impl Checkpoint {
         let size = |name: &String| fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
         // Headers and what travels in the folder take a few megabytes.
         let need = plan.cost.bytes.after + others.iter().map(size).sum::<u64>() + (16 << 20);
-        match fs4::available_space(folder_of(output)) {
-            Ok(free) if free < need => Err(Error::io(
-                format!("{}: {} needed, {} free", output.display(), card::bytes(need), card::bytes(free)),
-                std::io::ErrorKind::StorageFull.into(),
-            )),
-            // Where the system does not say, writing will.
-            _ => Ok(()),
-        }
+        super::has_room(output, need)
     }
-}
-
-/// The source's layer that each layer of the spliced model is or follows.
-fn origins(layers: usize, sites: &[(usize, usize)]) -> Vec<usize> {
-    let inserted = |l: usize| sites.iter().find(|s| s.0 == l).map_or(0, |s| s.1);
-    (0..layers).flat_map(|l| std::iter::repeat_n(l, 1 + inserted(l))).collect()
 }
 
 /// Every tensor of the spliced checkpoint, and the source's tensor whose file it goes to.

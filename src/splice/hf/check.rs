@@ -14,10 +14,10 @@ use crate::error::{At, Error, Result};
 use crate::format::Format;
 use crate::host::InsertedLayer;
 
-use super::super::{Checked, FOLDER, Manifest, Progress};
+use super::super::{Checked, FOLDER, Manifest, Progress, origins};
 use super::layout::{self, Layout};
 use super::shard::{Content, Entry, grid};
-use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, object, origins};
+use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, object};
 
 /// Verifies a spliced checkpoint from its files alone. In order:
 ///

@@ -153,7 +153,8 @@ impl Fields<'_> {
     fn count(&self, name: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if (1..=1 << 32).contains(&n) => Ok(Some(n)),
+            // Far more than any model has, and products stay in range.
+            Some(n) if (1..=1 << 24).contains(&n) => Ok(Some(n)),
             _ => Err(Error::input(format!("{name} must be a positive integer, not {}", quoted(&value.to_string())))),
         }
     }
@@ -205,6 +206,10 @@ impl Layout {
         {
             return Err(Error::unsupported(format!("a layer of type {other}: only full attention can be relabelled")));
         }
+        let layers = fields.needed("num_hidden_layers")?;
+        if layers > 10_000 {
+            return Err(Error::input(format!("num_hidden_layers = {layers} is no model's")));
+        }
         let heads = fields.needed("num_attention_heads")?;
         let hidden = fields.needed("hidden_size")?;
         let head_dim = match fields.count("head_dim")? {
@@ -244,7 +249,7 @@ impl Layout {
             vocabulary: fields.needed("vocab_size")?,
             hidden,
             intermediate: fields.needed("intermediate_size")?,
-            layers: fields.needed("num_hidden_layers")?,
+            layers,
             heads,
             key_heads,
             head_dim,

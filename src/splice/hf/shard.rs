@@ -8,9 +8,9 @@ use std::path::Path;
 
 use nalgebra::DMatrix;
 use safetensors::tensor::{Metadata, TensorInfo};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::Hashing;
 use crate::format::Format;
 use crate::tensors::TensorFile;
 
@@ -111,26 +111,6 @@ impl Source {
     }
 }
 
-/// Writes and hashes what passes.
-struct Hashing<W> {
-    inner: W,
-    hash: Sha256,
-    written: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.hash.update(&bytes[..n]);
-        self.written += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.inner.flush()
-    }
-}
-
 /// Writes a safetensors file; returns its SHA-256. `find` opens the source of a tensor; `progress` hears of bytes.
 pub(super) fn write<'s>(
     path: &Path,
@@ -141,16 +121,16 @@ pub(super) fn write<'s>(
 ) -> Result<String> {
     let failed = |e| Error::io(format!("cannot write {}", path.display()), e);
     let file = File::create_new(path).map_err(failed)?;
-    let mut out = Hashing { inner: BufWriter::with_capacity(BUFFER, file), hash: Sha256::new(), written: 0 };
+    let mut out = Hashing::new(BufWriter::with_capacity(BUFFER, file));
     out.write_all(&header(entries, format)?).map_err(failed)?;
     for entry in entries {
-        let before = out.written;
+        let before = out.written();
         write_entry(&mut out, entry, format, find, &failed)?;
-        progress(out.written - before);
+        progress(out.written() - before);
     }
-    let Hashing { inner, hash, .. } = out;
+    let (inner, hash) = out.finish();
     inner.into_inner().map_err(|e| failed(e.into_error()))?;
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(hash)
 }
 
 /// Length, header, and spaces up to a multiple of 8.
