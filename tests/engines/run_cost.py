@@ -23,7 +23,7 @@ REPEATS = int(os.environ.get("REPEATS", "5"))
 VARIANTS = [(RELU, "borrowed"), (RELU, "padded"), (JUMPRELU, "padded")]
 
 
-def run(work: Path, checks: Checks) -> list[Table]:
+def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
     columns = ["variant", "decode, tokens/s", "time, ratio", "prefill, tokens/s", "time, ratio", "theory"]
     tables = []
     source = checkpoint(work, "f32")
@@ -34,7 +34,7 @@ def run(work: Path, checks: Checks) -> list[Table]:
     theory = {name: 1.0 for name in contenders}
     for case, carriers in VARIANTS:
         name = f"spliced, {case.name}, {case.layers} layers, {carriers}"
-        outputs.append(work / f"spliced-{len(outputs)}")
+        outputs.append(scratch / f"spliced-{len(outputs)}")
         splice(case, source, outputs[-1], carriers)
         contenders[name] = (hf.load(outputs[-1]), None)
         theory[name] = multiplied(outputs[-1]) / multiplied(source)
@@ -60,7 +60,7 @@ def run(work: Path, checks: Checks) -> list[Table]:
         theory = {"unmodified": 1.0}
         for case, carriers in VARIANTS:
             name = f"spliced, {case.name}, {case.layers} layers, {carriers}"
-            output = work / "spliced.gguf"
+            output = scratch / "spliced.gguf"
             splice(case, file, output, carriers)
             models[name] = Model(output)
             theory[name] = size(output) / size(file)

@@ -28,10 +28,10 @@ QUANTISED: list[tuple[Case, list[str]]] = [
 GREEDY = 3  # prompts that llama.cpp continues one token at a time
 
 
-def run(work: Path, checks: Checks) -> list[Table]:
+def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
     source = checkpoint(work, "f32")
     texts = hf.Texts(source)
-    return [*exact(work, source, texts, checks), quantised(work, texts, checks)]
+    return [*exact(work, scratch, source, texts, checks), quantised(work, scratch, texts, checks)]
 
 
 def spliced_model(path: Path, case: Case) -> Model:
@@ -48,7 +48,7 @@ def hooked_logits(model: Model, case: Case, texts: hf.Texts):
     return out
 
 
-def exact(work: Path, source: Path, texts: hf.Texts, checks: Checks) -> list[Table]:
+def exact(work: Path, scratch: Path, source: Path, texts: hf.Texts, checks: Checks) -> list[Table]:
     file = gguf_f32(work)
     transformers, base = hf.load(source), Model(file)
     streams = Table(f"llama.cpp, F32 GGUF, residual stream over {texts.count} tokens, errors as parts of ‖x‖", STREAM)
@@ -64,17 +64,17 @@ def exact(work: Path, source: Path, texts: hf.Texts, checks: Checks) -> list[Tab
         inside = hooked_logits(base, case, texts)
         for carriers in carriers_list:
             label = f"llama.cpp, F32, {case.name}, {case.layers} layers, {carriers}"
-            output = work / "spliced.gguf"
+            output = scratch / "spliced.gguf"
             try:
                 note = splice(case, file, output, carriers)
                 model = spliced_model(output, case)
             except (Failed, RuntimeError) as error:
-                checks.check(f"{label}: spliced", False, str(error))
+                checks.check(f"{label}: spliced", False, str(error), known=False)
                 continue
             finally:
                 # the loaded file stays mapped
                 remove(output)
-            checks.check(f"{label}: number of layers", model.layers == base.layers + case.layers, f"{model.layers}")
+            checks.check(f"{label}: number of layers", model.layers == base.layers + case.layers, f"{model.layers}", known=False)
             out = model.logits(texts.texts)
             layer = case.sites[0].layer
             before, after = model.stream(layer), model.stream(layer + case.layers)
@@ -107,7 +107,7 @@ def exact(work: Path, source: Path, texts: hf.Texts, checks: Checks) -> list[Tab
     return [streams, logits]
 
 
-def quantised(work: Path, texts: hf.Texts, checks: Checks) -> Table:
+def quantised(work: Path, scratch: Path, texts: hf.Texts, checks: Checks) -> Table:
     file = gguf_q4(work)
     base = Model(file)
     table = Table(
@@ -120,12 +120,12 @@ def quantised(work: Path, texts: hf.Texts, checks: Checks) -> Table:
         text = [base.greedy(prompt, hf.NEW_TOKENS) for prompt in texts.prompts[:GREEDY]] if case is NO_OP else None
         for carriers in carriers_list:
             label = f"llama.cpp, Q4_1, {case.name}, {case.layers} layers, {carriers}"
-            output = work / "spliced.gguf"
+            output = scratch / "spliced.gguf"
             try:
                 splice(case, file, output, carriers)
                 model = spliced_model(output, case)
             except (Failed, RuntimeError) as error:
-                checks.check(f"{label}: spliced", False, str(error))
+                checks.check(f"{label}: spliced", False, str(error), known=False)
                 continue
             finally:
                 remove(output)

@@ -75,8 +75,8 @@ def random_sae(path: Path):
     (path / "cfg.json").write_text(json.dumps(config))
 
 
-def run(work: Path, checks: Checks) -> list[Table]:
-    sae_path, model_path, tokens, result = work / "random-sae", work / "random", work / "ranks.json", work / "ranks.pt"
+def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
+    sae_path, model_path, tokens, result = (scratch / name for name in ("sae", "random", "tokens.json", "seen.pt"))
     random_sae(sae_path)
     sae = Sae(sae_path)
     generator = torch.Generator().manual_seed(13)
@@ -87,7 +87,7 @@ def run(work: Path, checks: Checks) -> list[Table]:
     )  # fmt: skip
     for case, format in [(RELU, "f32"), (JUMPRELU, "f32"), (GATE, "f32"), (JUMPRELU, "bf16")]:
         random_model(model_path, {"f32": torch.float32, "bf16": torch.bfloat16}[format])
-        output = work / "spliced"
+        output = scratch / "spliced"
         label = f"ranks, {case.name}, {format}"
         try:
             splice(case, model_path, output, "padded", sae_path)

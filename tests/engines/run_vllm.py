@@ -31,36 +31,36 @@ LOGITS = [
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
-def run(work: Path, checks: Checks) -> list[Table]:
+def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
     weights = {format: checkpoint(work, format) for format in DTYPES}
     texts = hf.Texts(weights["f32"])
     base = {format: hf.load(path) for format, path in weights.items()}
     streams = Table(f"vLLM, residual stream over {texts.count} tokens, errors as parts of ‖x‖", STREAM)
     logits = Table("vLLM, logits against the hook in transformers in f32", LOGITS)
-    given = work / "vllm.json"
+    given = scratch / "texts.json"
     given.write_text(json.dumps({"texts": texts.texts, "prompts": texts.prompts, "new_tokens": hf.NEW_TOKENS}))
     for case, runs in PLAN:
         hooks = {format: Hook(base[format], case, texts) for format in {"f32", *(format for _, format in runs)}}
         for carriers, format in runs:
-            output = work / "spliced"
+            output = scratch / "spliced"
             label = f"vLLM, {case.name}, {case.layers} layers, {carriers}, {format}"
             start = time.monotonic()
             try:
                 note = splice(case, weights[format], output, carriers)
-                seen = worker(work, given, output, format, case)
+                seen = worker(work, scratch, given, output, format, case)
                 one(case, carriers, format, output, note, seen, texts, hooks, streams, logits, checks, label)
             except Failed as error:
-                checks.check(f"{label}: ran", False, str(error))
+                checks.check(f"{label}: ran", False, str(error), known=False)
             finally:
                 remove(output)
             print(f"  ({case.name}, {carriers}, {format}: {time.monotonic() - start:.0f} s)", flush=True)
     return [streams, logits]
 
 
-def worker(work: Path, given: Path, model: Path, format: str, case: Case) -> dict:
+def worker(work: Path, scratch: Path, given: Path, model: Path, format: str, case: Case) -> dict:
     python = work.parent / "venv-vllm/bin/python"
     site = case.sites[0]
-    result = work / "vllm.pt"
+    result = scratch / "seen.pt"
     command = [python, Path(__file__).with_name("vllm_worker.py"), model, DTYPES[format], site.layer + 1, site.layer + case.layers]
     run = subprocess.run([*map(str, command), str(given), str(result)], capture_output=True, text=True)
     if run.returncode != 0:

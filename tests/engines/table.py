@@ -22,18 +22,32 @@ class Table:
         return "\n".join([f"\n{self.title}\n", line(self.columns), rule, *map(line, self.rows)])
 
 
+# Floors that are known to be missed, and why: part of a floor's name -> reason. They must be missed: one that holds fails the
+# run until it is taken off this list.
+KNOWN = {
+    "ablate (relu), 1 layers, borrowed": "a borrowed coordinate is not read, and every coordinate of this model counts",
+}
+
+
 class Checks:
-    """Floors that hold and floors that are missed."""
+    """Floors that hold, floors that are missed, and floors that are known to be missed."""
 
     def __init__(self):
-        self.passed, self.failed = 0, []
+        self.passed, self.failed, self.known = 0, [], []
 
-    def check(self, what: str, holds: bool, seen=""):
-        if holds:
+    def check(self, what: str, holds: bool, seen="", known: bool = True):
+        reason = next((reason for part, reason in KNOWN.items() if known and part in what), None)
+        text = f"{what}: {seen}" if seen else what
+        if reason and not holds:
+            self.known.append(f"{text} ({reason})")
+            print(f"  known to be missed: {text}", flush=True)
+        elif reason:
+            self.failed.append(f"{what}: holds now, take it off KNOWN in table.py")
+        elif holds:
             self.passed += 1
         else:
-            self.failed.append(f"{what}: {seen}" if seen else what)
-            print(f"  MISSED: {self.failed[-1]}", flush=True)
+            self.failed.append(text)
+            print(f"  MISSED: {text}", flush=True)
         return holds
 
     def at_most(self, what: str, value: float, limit: float):
