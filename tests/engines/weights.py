@@ -96,3 +96,10 @@ def gguf_f32(work: Path) -> Path:
     writer.close()
     partial.rename(path)
     return path
+
+
+def prepare(work: Path):
+    """Everything that the groups share, before they run at the same time."""
+    checkpoint(work, "f32")
+    checkpoint(work, "bf16")
+    gguf_f32(work)
