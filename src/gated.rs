@@ -474,6 +474,12 @@ fn structure(first: &Block, second: &Block, claim: &TwoLayerClaim) -> Result<()>
     if first.form != Form::Gated || second.form != Form::Gated || first.source != second.source {
         return wrong("two inserted layers are gated and have one activation".into());
     }
+    // Else what stands between the layers would not be removed.
+    let constant = first.source.jet(point(REMOVAL)).v;
+    if (constant - point(REMOVAL)).mag() > REMOVAL * 1e-12 {
+        return Err(Error::unsupported(format!("{} does not approach the identity, as gates need", first.source))
+            .help("relu, silu, gelu and their kind do; or layers = 1"));
+    }
     if first.hidden_size() != d + g || second.hidden_size() != d + g {
         return wrong(format!("the blocks' width is not {d} + {g}"));
     }

@@ -229,6 +229,8 @@ fn what_two_layers_need_is_said() {
     };
     refused(&target, Options { norm: None, ..two.clone() }, "domain.norm");
     refused(&target, Options { biases: false, ..two.clone() }, "biases");
+    let sigmoid = "sigmoid".parse().unwrap();
+    refused(&target, Options { source: sigmoid, ..two.clone() }, "does not approach the identity");
     let mut without = target.clone();
     without.responses[0].band = 0.0;
     refused(&without, two.clone(), "band");

@@ -61,12 +61,14 @@ fn list(numbers: impl IntoIterator<Item = usize>) -> String {
     numbers.into_iter().map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn carriers(plan: &Plan) -> String {
-    let c = &plan.carriers;
-    let constants: Vec<String> =
-        c.constants.iter().map(|k| format!("{}·2^{} in coordinate {}", k.a, c.exponent, k.coordinate)).collect();
+fn constants(c: &Carriers) -> String {
+    let constants = c.constants.iter().map(|k| format!("{}·2^{} in coordinate {}", k.a, c.exponent, k.coordinate));
+    constants.collect::<Vec<_>>().join(", ")
+}
+
+fn carriers(c: &Carriers) -> String {
     let guards = if c.guards.is_empty() { String::new() } else { format!("; guards {}", list(c.guards.clone())) };
-    format!("{} ({}{guards})", c.kind, constants.join(", "))
+    format!("{} ({}{guards})", c.kind, constants(c))
 }
 
 fn costs(cost: &Cost) -> Vec<(&'static str, String)> {
@@ -88,10 +90,11 @@ fn latency(cost: &Cost) -> String {
     )
 }
 
-/// A bound or a radius: as it is where that is short, else three digits.
+/// A bound or a radius, to three digits.
 fn short(x: f64) -> String {
-    let plain = x.to_string();
-    if plain.len() <= 6 { plain } else { format!("{x:.2e}") }
+    let digits = format!("{x:.2e}");
+    let plain = digits.parse::<f64>().unwrap_or(x).to_string();
+    if plain.len() <= 6 { plain } else { digits }
 }
 
 /// The plan as a text.
@@ -114,7 +117,7 @@ pub(super) fn plan(plan: &Plan) -> String {
             format!("inserted as {}; {}", list(site.inserted.clone()), units(site, h.intermediate_size)),
         );
     }
-    line("carriers", carriers(plan));
+    line("carriers", carriers(&plan.carriers));
     for (name, text) in costs(&plan.cost) {
         line(name, text);
     }
@@ -245,9 +248,10 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
     let about = About {
         front: front_matter(source, id),
         introduction: format!(
-            "This checkpoint is {} with {} inserted. {SAME} The source's own card is README.source.md, if it had one.",
+            "This checkpoint is {} with {} inserted. {SAME}{}",
             id.map_or(format!("a {}", plan.architecture), |id| format!("`{id}` ({})", plan.architecture)),
-            decoder_layers(plan)
+            decoder_layers(plan),
+            if source.is_empty() { "" } else { " The source's own card is README.source.md." }
         ),
         check: format!("`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`"),
         engines,
@@ -311,8 +315,9 @@ fn card(plan: &Plan, about: About) -> String {
     add("## What was inserted\n");
     for site in &plan.sites {
         add(&format!(
-            "After layer {} of the source, as layer {}: x ← x + Σ c(z)·v with z a pre-activation of the SAE `{}`{}{}; {}.\n",
+            "After layer {} of the source, as {} {}: x ← x + Σ c(z)·v with z a pre-activation of the SAE `{}`{}{}; {}.\n",
             site.layer,
+            if site.layers.len() == 1 { "layer" } else { "layers" },
             list(site.inserted.clone()),
             site.origin.sae.display(),
             site.origin.model.as_ref().map_or(String::new(), |m| format!(", trained on `{m}`")),
@@ -332,14 +337,15 @@ fn card(plan: &Plan, about: About) -> String {
             add(&format!(
                 "In the stream, with no pre-activation in its band: ‖block − intervention‖ ≤ {}, for ‖x‖ ≤ {}.\n",
                 short(total.outside),
-                site.norm.map_or("∞".into(), short)
+                site.norm.map_or("∞".into(), |n| n.to_string())
             ));
         }
     }
     add(
         "Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
          the stated ranges; an engine's own rounding comes on top. Statuses: Exact and ExactOutside (an identity, outside of \
-         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same).\n",
+         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same). Figures are rounded to \
+         three digits here; certificate.json has them in full, and its w, b and v are what z, z_1, … and the writes are.\n",
     );
     add("## Carriers and cost\n");
     let c = &plan.carriers;
@@ -350,7 +356,7 @@ fn card(plan: &Plan, about: About) -> String {
              their eps by {}/{}, which undoes the padding.\n",
             c.live,
             c.hidden_size,
-            carriers(plan),
+            constants(c),
             c.live,
             c.hidden_size,
             c.live,
@@ -360,7 +366,7 @@ fn card(plan: &Plan, about: About) -> String {
             "Coordinates of the model itself carry constants ({}) through the inserted layers, which makes their norm a known \
              scale. The constants are removed again, and with them the low bits of those coordinates. All other layers are as \
              they were.\n",
-            carriers(plan)
+            constants(c)
         ),
     });
     add("| | |\n|---|---|");
