@@ -121,5 +121,3 @@ SITES = Case(
 )
 # A layer that does all its bookkeeping and never anything else: no activation comes near 10^6.
 NO_OP = one_site("no-op", 1, Term(3, "cap", 1e6, activation="relu"))
-# One inserted layer has a transition band around every jump.
-JUMPRELU_ONE_LAYER = Case("ablate (jumprelu)", 1, JUMPRELU.sites)

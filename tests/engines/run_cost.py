@@ -20,6 +20,8 @@ from table import Checks, Table
 from weights import checkpoint, gguf_f32, gguf_q4
 
 REPEATS = int(os.environ.get("REPEATS", "5"))
+NEW_TOKENS = 16
+TEXTS = 4  # of texts.json, for prefill
 VARIANTS = [(RELU, "borrowed"), (RELU, "padded"), (JUMPRELU, "padded")]
 
 
@@ -38,18 +40,20 @@ def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
         splice(case, source, outputs[-1], carriers)
         contenders[name] = (hf.load(outputs[-1]), None)
         theory[name] = multiplied(outputs[-1]) / multiplied(source)
-    new = 24 * len(texts.prompts)
+    new = NEW_TOKENS * len(texts.prompts)
+    some = texts.texts[:TEXTS]
+    count = sum(map(len, some))
 
     def decode(name):
         model, case = contenders[name]
-        return with_hook(model, case, lambda: hf.greedy(model, texts.prompts))
+        return with_hook(model, case, lambda: hf.greedy(model, texts.prompts, NEW_TOKENS))
 
     def prefill(name):
         model, case = contenders[name]
-        return with_hook(model, case, lambda: hf.logits(model, texts.texts))
+        return with_hook(model, case, lambda: hf.logits(model, some))
 
     table = Table(f"transformers, f32, batch of {len(texts.prompts)}, {REPEATS} repeats", columns)
-    report(table, contenders, theory, (decode, new), (prefill, texts.count))
+    report(table, contenders, theory, (decode, new), (prefill, count))
     tables.append(table)
     del contenders
     for output in outputs:
@@ -65,14 +69,14 @@ def run(work: Path, scratch: Path, checks: Checks) -> list[Table]:
             models[name] = Model(output)
             theory[name] = size(output) / size(file)
             remove(output)
-        prompt, new = texts.prompts[0], 48
+        prompt, new = texts.prompts[0], 2 * NEW_TOKENS
         table = Table(f"llama.cpp, {title} GGUF, one sequence, {REPEATS} repeats", columns)
         report(
             table,
             models,
             theory,
             (lambda name: timed(lambda: models[name].greedy(prompt, new)), new),
-            (lambda name: timed(lambda: models[name].logits(texts.texts)), texts.count),
+            (lambda name: timed(lambda: models[name].logits(some)), count),
         )
         for model in models.values():
             model.close()

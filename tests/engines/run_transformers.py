@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import hf
-from cases import ADD, ADD_WHEN_ACTIVE, CLAMP, GATE, JUMPRELU, JUMPRELU_ONE_LAYER, RELU, SITES, Case
+from cases import ADD, ADD_WHEN_ACTIVE, CLAMP, GATE, JUMPRELU, RELU, SITES, Case
 from oracle import Intervention, judge
 from splice import Failed, remove, splice
 from table import Checks, Table
