@@ -167,8 +167,17 @@ pub struct Draft {
 }
 
 #[derive(Clone, Debug)]
+struct OneLayer {
+    block: Block,
+    claims: Vec<ResponseClaim>,
+    /// for each claim: the expression that it is a part of, and its pre-activation
+    origins: Vec<(Expr, usize)>,
+    solutions: Vec<Solution>,
+}
+
+#[derive(Clone, Debug)]
 enum Lowered {
-    One { block: Block, claims: Vec<ResponseClaim>, origins: Vec<(Expr, usize)>, solutions: Vec<Solution> },
+    One(Box<OneLayer>),
     Two { layers: Box<two_layers::TwoLayers>, responses: Vec<ExpressionFile> },
 }
 
@@ -263,7 +272,7 @@ fn one_layer(
     let solutions = solve_all(&parts, options, hidden_size, progress)?;
     let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
     let origins = parts.iter().map(|p| (p.response.expr.clone(), p.index)).collect();
-    let lowered = Lowered::One { block, claims, origins, solutions };
+    let lowered = Lowered::One(Box::new(OneLayer { block, claims, origins, solutions }));
     Ok(Draft { options: options.clone(), hidden_size, lowered })
 }
 
@@ -300,7 +309,7 @@ impl Draft {
     /// How many layers it takes.
     pub fn layers(&self) -> usize {
         match &self.lowered {
-            Lowered::One { .. } => 1,
+            Lowered::One(_) => 1,
             Lowered::Two { .. } => 2,
         }
     }
@@ -308,7 +317,7 @@ impl Draft {
     /// What is inserted.
     pub fn insertion(&self) -> Insertion {
         match &self.lowered {
-            Lowered::One { block, .. } => Insertion::single(block.clone()),
+            Lowered::One(layer) => Insertion::single(layer.block.clone()),
             Lowered::Two { layers, .. } => Insertion {
                 live: self.hidden_size,
                 guards: layers.claim.between(),
@@ -344,7 +353,8 @@ impl Draft {
             })
         };
         match lowered {
-            Lowered::One { block, claims, origins, solutions } => {
+            Lowered::One(layer) => {
+                let OneLayer { block, claims, origins, solutions } = *layer;
                 let proof = derive(&block, &claims, options.norm, reading)?;
                 let mut certificate = file([&block, &block], 0)?;
                 certificate.responses = describe(claims.iter(), &origins, &proof.responses, claims.len());

@@ -188,9 +188,7 @@ impl TwoLayerClaim {
                 let largest = size(&condition, &g.pre_activations, g.domain, norm)?;
                 let seen = GuardRow { off, largest };
                 rows[*q] = Some(match rows[*q].take() {
-                    Some(old) => {
-                        GuardRow { off: old.off.max(seen.off), largest: old.largest.max(seen.largest), ..seen }
-                    }
+                    Some(old) => GuardRow { off: old.off.max(seen.off), largest: old.largest.max(seen.largest) },
                     None => seen,
                 });
             }

@@ -41,7 +41,7 @@
 //! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
-//! | hosts | [`carriers`], [`host`], [`reference`] |
+//! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
 //! | checkpoints | [`splice`] |

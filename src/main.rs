@@ -20,6 +20,7 @@ use neurograft::report;
 use neurograft::sae::Sae;
 use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, solve};
 use neurograft::spec::Spec;
+use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
 use neurograft::{Error, embedded, intervention, verify};
@@ -132,6 +133,12 @@ struct Splice {
     /// Replace the output if it is an earlier splice
     #[arg(long)]
     force: bool,
+    /// Make no self-test
+    #[arg(long, conflicts_with = "selftest")]
+    no_selftest: bool,
+    /// Make a self-test however large the weights are; without it, up to 3 GB
+    #[arg(long)]
+    selftest: bool,
     /// Verify a spliced checkpoint: certificates, inserted weights, and everything that a splice leaves as it was
     #[arg(long, value_name = "OUTPUT", conflicts_with_all = ["spec", "model", "output", "dry_run", "force", "borrow", "layers"])]
     check: Option<PathBuf>,
@@ -298,6 +305,11 @@ impl Splice {
             depth: self.layers,
             dry_run: self.dry_run,
             force: self.force,
+            selftest: match (self.no_selftest, self.selftest) {
+                (true, _) => Wish::Never,
+                (_, true) => Wish::Always,
+                _ => Wish::Usual,
+            },
         };
         let plan = shown(|progress| splice::splice(spec, model, self.output.as_deref(), &options, progress))?;
         say(&plan.to_string());

@@ -86,7 +86,7 @@ const UP: Name = Name { hf: "mlp.up_proj", gguf: "ffn_up" };
 const DOWN: Name = Name { hf: "mlp.down_proj", gguf: "ffn_down" };
 
 /// So many values of a matrix are held as f64 at a time and thread.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 19;
 
 impl Model {
     /// Opens a checkpoint: a directory of HuggingFace's, or a GGUF file.
@@ -181,9 +181,25 @@ impl Model {
     /// # Errors
     /// As [`Model::layer`].
     pub fn logits(&self, stream: &Stream, tokens: &[usize]) -> Result<DMatrix<f64>> {
+        let mut all = DMatrix::zeros(tokens.len(), self.vocabulary()?);
+        self.logits_by_piece(stream, tokens, |first, piece| all.columns_mut(first, piece.ncols()).copy_from(piece))?;
+        Ok(all)
+    }
+
+    /// The same, a piece of the vocabulary at a time: its first token, and the logits [tokens, piece].
+    ///
+    /// # Errors
+    /// As [`Model::layer`].
+    pub fn logits_by_piece(
+        &self,
+        stream: &Stream,
+        tokens: &[usize],
+        each: impl FnMut(usize, &DMatrix<f64>),
+    ) -> Result<()> {
         let normed = self.norm(&stream.x.select_rows(tokens), &LAST_NORM, None)?;
-        let tied = !self.weights.contains(&self.weights.name(&HEAD, None, "weight"));
-        self.project(&normed, if tied { &EMBEDDING } else { &HEAD }, None)
+        let head = self.weights.name(&HEAD, None, "weight");
+        let tied = || self.weights.name(&EMBEDDING, None, "weight");
+        self.pieces(&normed, &if self.weights.contains(&head) { head } else { tied() }, each)
     }
 
     fn norm(&self, x: &DMatrix<f64>, name: &Name, layer: Option<usize>) -> Result<DMatrix<f64>> {
@@ -197,30 +213,34 @@ impl Model {
         Ok(y)
     }
 
-    /// x·Wᵀ + b: [n, in] → [n, out]
-    fn project(&self, x: &DMatrix<f64>, name: &Name, layer: Option<usize>) -> Result<DMatrix<f64>> {
-        let weight = self.weights.name(name, layer, "weight");
-        let (rows, width) = self.weights.dimensions(&weight)?;
+    /// x·Wᵀ, some of W's rows at a time: (first row, [n, rows]), in order.
+    fn pieces(&self, x: &DMatrix<f64>, weight: &str, mut each: impl FnMut(usize, &DMatrix<f64>)) -> Result<()> {
+        let (rows, width) = self.weights.dimensions(weight)?;
         if width != x.ncols() {
-            return Err(Error::input(format!(
-                "tensor {} has rows of {width}, expected {}",
-                quoted(&weight),
-                x.ncols()
-            )));
+            return Err(Error::input(format!("tensor {} has rows of {width}, expected {}", quoted(weight), x.ncols())));
         }
         let piece = (PIECE / width.max(1)).max(1);
         let starts: Vec<usize> = (0..rows).step_by(piece).collect();
-        // A matrix that is stored row by row is its transpose stored column by column.
-        let parts = starts.par_iter().map(|start| {
-            let range = *start..rows.min(start + piece);
-            Ok(x * DMatrix::from_vec(width, range.len(), self.weights.rows(&weight, range)?))
-        });
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let values: Vec<f64> = parts.iter().flat_map(|p| p.as_slice()).copied().collect();
-        let mut y = DMatrix::from_vec(x.nrows(), rows, values);
+        for together in starts.chunks(rayon::current_num_threads()) {
+            // A matrix that is stored row by row is its transpose stored column by column.
+            let parts = together.par_iter().map(|start| {
+                let range = *start..rows.min(start + piece);
+                Ok(x * DMatrix::from_vec(width, range.len(), self.weights.rows(weight, range)?))
+            });
+            let parts = parts.collect::<Result<Vec<_>>>()?;
+            together.iter().zip(&parts).for_each(|(start, part)| each(*start, part));
+        }
+        Ok(())
+    }
+
+    /// x·Wᵀ + b: [n, in] → [n, out]
+    fn project(&self, x: &DMatrix<f64>, name: &Name, layer: Option<usize>) -> Result<DMatrix<f64>> {
+        let weight = self.weights.name(name, layer, "weight");
+        let mut y = DMatrix::zeros(x.nrows(), self.weights.dimensions(&weight)?.0);
+        self.pieces(x, &weight, |first, part| y.columns_mut(first, part.ncols()).copy_from(part))?;
         let bias = self.weights.name(name, layer, "bias");
         if self.weights.contains(&bias) {
-            let bias = self.weights.vector(&bias, rows)?;
+            let bias = self.weights.vector(&bias, y.ncols())?;
             y.column_iter_mut().zip(bias).for_each(|(mut c, b)| c.add_scalar_mut(b));
         }
         Ok(y)

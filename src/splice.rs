@@ -36,6 +36,7 @@ use crate::verify::verify;
 pub mod card;
 pub mod gguf;
 pub mod hf;
+pub mod selftest;
 
 /// The directory of a spliced checkpoint that holds what travels with it.
 pub const FOLDER: &str = "neurograft";
@@ -83,6 +84,8 @@ pub struct SpliceOptions {
     pub dry_run: bool,
     /// replace an earlier splice
     pub force: bool,
+    /// make a self-test that travels with the result
+    pub selftest: selftest::Wish,
 }
 
 /// Hears (stage, done, all) as the work goes on.
@@ -97,6 +100,8 @@ pub struct PlannedSite {
     pub inserted: Range<usize>,
     /// the SAE as the specification names it, its model and its hook
     pub origin: Origin,
+    /// the intervention
+    pub target: Target,
     /// bound on ‖x‖ for which the certificate speaks
     pub norm: Option<f64>,
     /// the certified block, or two
@@ -167,6 +172,8 @@ pub struct Plan {
     pub cost: Cost,
     /// what whoever runs the result should know
     pub notes: Vec<String>,
+    /// what an engine must find
+    pub selftest: Option<selftest::SelfTest>,
 }
 
 impl Plan {
@@ -342,6 +349,20 @@ pub fn splice(
         }
     }
     if let (Some(output), false) = (output, options.dry_run) {
+        let size = plan.cost.bytes.before;
+        match options.selftest {
+            selftest::Wish::Never => {}
+            selftest::Wish::Usual if size > selftest::USUAL_LIMIT => plan.notes.push(format!(
+                "no self-test: it would read {} of weights in f64; --selftest makes one all the same",
+                card::bytes(size)
+            )),
+            _ => {
+                progress("self-test", 0, 1);
+                let test = selftest::make(model, &plan)?;
+                plan.notes.push(test.to_string());
+                plan.selftest = Some(test);
+            }
+        }
         checkpoint.write(&plan, spec_path, output, progress)?;
     }
     Ok(plan)
@@ -385,6 +406,7 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
                     carriers,
                     sites: planned,
                     notes,
+                    selftest: None,
                 });
             }
             Err(e) if e.is_unsupported() => refusals.push(e),
@@ -533,8 +555,15 @@ fn insertions(
         }
         let first = site.layer + next;
         next += layers.len();
-        let inserted = first..first + layers.len();
-        planned.push(PlannedSite { layer: site.layer, inserted, origin: site.origin.clone(), norm, compiled, layers });
+        planned.push(PlannedSite {
+            layer: site.layer,
+            inserted: first..first + layers.len(),
+            origin: site.origin.clone(),
+            target: site.target.clone(),
+            norm,
+            compiled,
+            layers,
+        });
     }
     Ok((carriers, planned))
 }
@@ -613,6 +642,9 @@ impl Plan {
         write_whole(&folder.join(format!("spec.{extension}")), &text)?;
         for (site, entry) in self.sites.iter().zip(&manifest.sites) {
             site.compiled.write(&folder.join(&entry.directory))?;
+        }
+        if let Some(test) = &self.selftest {
+            test.write(folder)?;
         }
         write_whole(&folder.join(MANIFEST_FILE), manifest.to_json().as_bytes())
     }

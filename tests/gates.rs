@@ -173,12 +173,12 @@ proptest! {
 
 #[test]
 fn in_f32_two_layers_are_exact_off_the_bands() {
-    for k in 0..CASES.len() {
+    for (k, this) in CASES.iter().enumerate() {
         let (_, compiled) = case(k, 3, Format::F32, "silu");
-        assert!(compiled.met(), "{}", CASES[k].expr);
+        assert!(compiled.met(), "{}", this.expr);
         let outside = compiled.proof.total.as_ref().unwrap().outside;
         // Rounding of f32 rows and columns, ‖x‖ = 40; steep kinks cost 0.28/K.
-        assert!(outside < 1e-4, "{}: {outside:e}", CASES[k].expr);
+        assert!(outside < 1e-4, "{}: {outside:e}", this.expr);
     }
 }
 

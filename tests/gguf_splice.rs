@@ -593,6 +593,87 @@ fn check_finds_what_was_changed() {
     }
 }
 
+fn selftest(w: &Work) -> Json {
+    serde_json::from_slice(&fs::read(w.path("out.neurograft/selftest.json")).unwrap()).unwrap()
+}
+
+fn decoded(text: &Json) -> Vec<f64> {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_str().unwrap()).unwrap();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+}
+
+#[test]
+fn the_selftest_says_what_the_spliced_model_computes() {
+    for host in kinds() {
+        let w = Work::new(&host);
+        let (code, said) = w.splice(&["--carriers", "padded"]);
+        assert!(code == 0 && said.contains("self-test: 4 prompts"), "{said}");
+        assert!(w.path("out.neurograft/selftest.py").exists());
+        let test = selftest(&w);
+        assert_eq!((&test["live"], &test["layers"]), (&json!(host.hidden), &json!(host.layers + 1)));
+        let model = Model::open(w.path("out.gguf")).unwrap();
+        for prompt in test["prompts"].as_array().unwrap() {
+            let tokens: Vec<u32> = serde_json::from_value(prompt["tokens"].clone()).unwrap();
+            assert!((8..=24).contains(&tokens.len()) && tokens[0] == 1, "{tokens:?}");
+            // One response is a constant.
+            assert_eq!(prompt["active"], json!(tokens.len()));
+            let mut stream = model.embed(&[tokens]).unwrap();
+            let seen = &prompt["stream"];
+            for k in 0..model.layers() {
+                model.layer(k, &mut stream).unwrap();
+                if json!(k) == seen["layer"] {
+                    let row = stream.x.row(seen["position"].as_u64().unwrap() as usize);
+                    for c in seen["coordinates"].as_array().unwrap() {
+                        let (found, known) = (row[c[0].as_u64().unwrap() as usize], c[1].as_f64().unwrap());
+                        assert!((found - known).abs() < 1e-3, "{found} {known}");
+                    }
+                }
+            }
+            let logits = model.logits(&stream, &[stream.x.nrows() - 1]).unwrap();
+            let total = logits.iter().map(|x| x.exp()).sum::<f64>().ln();
+            let expected = prompt["expected"].as_array().unwrap();
+            assert_eq!(expected.len(), 10);
+            let mut moved = 0f64;
+            for (next, before) in expected.iter().zip(prompt["unmodified"].as_array().unwrap()) {
+                let found = logits[next["token"].as_u64().unwrap() as usize] - total;
+                let known = next["logprob"].as_f64().unwrap();
+                assert!((found - known).abs() < 1e-3, "{found} {known}");
+                moved = moved.max((known - before.as_f64().unwrap()).abs());
+            }
+            assert!(moved > 1e-2, "the intervention is seen in the logits");
+        }
+        let pairs = test["pairs"].as_array().unwrap();
+        assert_eq!(pairs.len(), 4);
+        for pair in pairs {
+            assert_eq!(pair["layers"], json!([2, 2]));
+            let mut x = decoded(&pair["x"]);
+            w.features.intervene(&mut x);
+            let y = decoded(&pair["y"]);
+            assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-5), "{}", pair["response"]);
+            assert!(pair["changed"].as_f64().unwrap() > 1e-3);
+        }
+    }
+}
+
+#[test]
+fn a_selftest_without_prompts_says_why() {
+    let host = Host::default();
+    let mut file = host.file();
+    file.metadata.push(("llama.rope.scaling.type".into(), Meta::Text("yarn".into())));
+    let w = Work::with(&host, &file);
+    let (code, said) = w.splice(&[]);
+    assert!(code == 0 && said.contains("no prompts") && said.contains("yarn"), "{said}");
+    let test = selftest(&w);
+    assert!(test["no_prompts"].as_str().unwrap().contains("yarn"));
+    assert_eq!((test["prompts"].as_array().unwrap().len(), test["pairs"].as_array().unwrap().len()), (0, 4));
+
+    let w = Work::new(&host);
+    assert_eq!(w.splice(&["--no-selftest"]).0, 0);
+    assert!(!w.path("out.neurograft/selftest.json").exists());
+    assert_eq!(w.check().0, 0);
+}
+
 #[cfg(target_os = "linux")]
 mod limits {
     use super::*;

@@ -211,6 +211,8 @@ struct About {
     introduction: String,
     /// how to verify it
     check: String,
+    /// how to run the self-test
+    selftest: String,
     /// what an engine must do
     engines: Vec<String>,
 }
@@ -253,6 +255,9 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
             decoder_layers(plan),
             if source.is_empty() { "" } else { " The source's own card is README.source.md." }
         ),
+        selftest: format!(
+            "`python {FOLDER}/selftest.py transformers .` (or `vllm .`, or `openai http://HOST:PORT/v1` for a server)"
+        ),
         check: format!("`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`"),
         engines,
     };
@@ -269,6 +274,7 @@ pub(super) fn gguf_card(plan: &Plan, file: &str, name: Option<&str>) -> String {
             name.map_or(String::new(), |n| format!(" (`{n}`)")),
             decoder_layers(plan)
         ),
+        selftest: format!("`llama-server -m {file}` and `python selftest.py openai http://127.0.0.1:8080/v1 --dtype quantised` (float32 if the file is F32)"),
         check: format!("`neurograft splice --check {file}` derives every certificate anew from this directory"),
         engines: vec![
             format!(
@@ -379,6 +385,14 @@ fn card(plan: &Plan, about: About) -> String {
         "{}, lowers the certified blocks once more, and compares with the inserted layers bit for bit.\n",
         about.check
     ));
+    if plan.selftest.is_some() {
+        add("## Self-test\n");
+        add(&format!(
+            "{} compares an engine with what the source's weights and the exact intervention give in f64. It finds a bias that was \
+             dropped without a word.\n",
+            about.selftest
+        ));
+    }
     add("## Engines\n");
     about.engines.iter().for_each(|text| add(&format!("* {text}")));
     out

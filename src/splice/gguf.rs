@@ -217,7 +217,7 @@ impl Checkpoint {
         write_whole(&dir.join(README), card::gguf_card(plan, &name, id.as_deref()).as_bytes())?;
         // The file comes last: where it is, everything is.
         travels.persist()?;
-        whole.persist()
+        whole.persist().inspect_err(|_| drop(fs::remove_dir_all(folder(output))))
     }
 
     fn write_file(

@@ -1,0 +1,126 @@
+"""A spliced checkpoint on a GPU: small, random, of SmolLM2's width, so that it travels between two machines.
+
+    python tests/engines/gpu.py make DIR     makes and splices the checkpoints (NEUROGRAFT names the command)
+    python tests/engines/gpu.py run DIR      judges them on the GPU, in transformers, against float64
+
+The features are those of tests/data/smollm2-l15; the model is a random Llama of hidden size 576 whose embeddings have the norms of
+SmolLM2's residuals, the first token's 25,000 among them.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAE = REPOSITORY / "tests/data/smollm2-l15"
+FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16}
+SPEC = """
+sae = "{sae}"
+layer = 1
+layers = 2
+[[interventions]]
+feature = 3
+action = "ablate"
+[[interventions]]
+feature = 6
+action = "clamp_when_active"
+value = 20
+[[interventions]]
+feature = 10
+action = "ablate"
+gate = 12
+[domain]
+norm = 30000
+"""
+
+
+def make(folder: Path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=576, intermediate_size=256, num_hidden_layers=3, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=3000, max_position_embeddings=512, tie_word_embeddings=True, rms_norm_eps=1e-5,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 7.0)
+        model.model.embed_tokens.weight[0] *= 150
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.toml").write_text(SPEC.format(sae=SAE))
+    command = os.environ.get("NEUROGRAFT", REPOSITORY / "target/release/neurograft")
+    for name, dtype in FORMATS.items():
+        model.to(dtype).save_pretrained(folder / f"source-{name}")
+        source, output = folder / f"source-{name}", folder / name
+        splice = [command, "splice", folder / "spec.toml", "--model", source, "--output", output, "--force", "--no-selftest"]
+        # 3: a tolerance of 1e-3 is out of reach of bf16 weights.
+        assert subprocess.run(splice, stdout=subprocess.DEVNULL).returncode in (0, 3)
+
+
+def norms_are_exact() -> bool:
+    """Do the mean square and its root come out as powers of two, whatever the rest of the row is?"""
+    for size in (584, 648, 4128, 4224):
+        for k in (40, 49):
+            x = torch.randn(64, size, device="cuda") * 100
+            rest, at = size, 0
+            for power in range(8, -1, -1):
+                while 4**power <= rest:
+                    x[:, at] = 2.0 ** (power + k)
+                    rest, at = rest - 4**power, at + 1
+            mean = x.pow(2).mean(-1)
+            if not ((mean == 4.0**k).all() and (torch.rsqrt(mean + 1e-5) == 2.0**-k).all()):
+                return False
+    return True
+
+
+def run(folder: Path):
+    from transformers import LlamaForCausalLM
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sae = load_file(SAE / "sae_weights.safetensors")
+    w, b, d, threshold = (sae[key].double() for key in ("W_enc", "b_enc", "W_dec", "threshold"))
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "norms exact:", norms_are_exact())
+    for name, dtype in FORMATS.items():
+        model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype).cuda().eval()
+        ids = torch.randint(1, 3000, (16, 40), generator=torch.Generator().manual_seed(3))
+        ids[:, 0] = 0
+        seen = {}
+
+        def before(_module, args, kwargs):
+            seen["x"] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+        def after(_module, _args, output):
+            seen["y"] = (output[0] if isinstance(output, tuple) else output).detach()
+
+        model.model.layers[2].register_forward_pre_hook(before, with_kwargs=True)
+        model.model.layers[3].register_forward_hook(after)
+        with torch.no_grad():
+            model(ids.cuda())
+        x, y = (seen[key].double().cpu().flatten(0, 1) for key in "xy")
+        padding = y[:, 576:].abs().max().item()
+        x, y = x[:, :576], y[:, :576]
+        z = x @ w + b
+        on = {f: (z[:, f] > threshold[f]).double() for f in (3, 6, 10, 12)}
+        exact = x - (z[:, 3] * on[3])[:, None] * d[3] + ((20 - z[:, 6]) * on[6])[:, None] * d[6]
+        exact = exact - (z[:, 10] * on[10] * on[12])[:, None] * d[10]
+        near = ((z[:, list(on)] - threshold[list(on)]).abs() < (0.02 if name == "f32" else 0.3)).any(1)
+        changed = (on[3] + on[6] + on[10] * on[12] > 0) & ~near
+        idle = ~changed & ~near
+        norm = x.norm(dim=1)
+        error, rounding = (y - exact).norm(dim=1) / norm, (exact.to(dtype).double() - exact).norm(dim=1) / norm
+        print(
+            f"{name}: {len(norm)} tokens of norm {norm.min():.0f} to {norm.max():.0f}, {int(near.sum())} near a threshold; "
+            f"{int(changed.sum())} changed: mean {error[changed].mean():.2e}, max {error[changed].max():.2e} "
+            f"(rounding the exact result: {rounding[changed].mean():.2e}, {rounding[changed].max():.2e}); "
+            f"{int(idle.sum())} idle, {int((y != x).any(1)[idle].sum())} disturbed; padding {padding}"
+        )
+        assert padding == 0 and not (y != x).any(1)[idle].any()
+        assert error[changed].max() <= (1.5 * 1.3e-7 if name == "f32" else 2 * rounding[changed].max())
+
+
+if __name__ == "__main__":
+    {"make": make, "run": run}[sys.argv[1]](Path(sys.argv[2]))
