@@ -53,6 +53,14 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
             host.stream,
             c.exact_up_to(host.stream)
         ));
+        if host.stream == crate::format::Format::F16 {
+            notes.push(
+                "WARNING: in f16 a token beyond that norm may overflow in the inserted layers, and infinities spread to all later \
+                 tokens through attention. A sequence's first token often has a norm of tens of thousands: run the self-test, \
+                 or splice a bf16 or f32 checkpoint"
+                    .into(),
+            );
+        }
     }
     notes
 }
@@ -256,7 +264,12 @@ pub(super) fn model_card(plan: &Plan, source: &str, id: Option<&str>) -> String 
             if source.is_empty() { "" } else { " The source's own card is README.source.md." }
         ),
         selftest: format!(
-            "`python {FOLDER}/selftest.py transformers .` (or `vllm .`, or `openai http://HOST:PORT/v1` for a server)"
+            "`python {FOLDER}/selftest.py transformers . --dtype {}` (or `vllm .`, or `openai http://HOST:PORT/v1` for a server)",
+            match plan.host.weights {
+                crate::format::Format::Bf16 => "bfloat16",
+                crate::format::Format::F16 => "float16",
+                _ => "float32",
+            }
         ),
         check: format!("`neurograft splice --check DIR` derives every certificate anew from `{FOLDER}/`"),
         engines,
