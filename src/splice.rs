@@ -501,7 +501,11 @@ fn compile_site(
         depth,
         ..asked
     };
-    draft(&site.target, &options, &|done, all| progress("responses", done as u64, all as u64))
+    let drafted = draft(&site.target, &options, &|done, all| progress("responses", done as u64, all as u64));
+    drafted.map_err(|e| match kind {
+        Kind::Borrowed if e.is_unsupported() => e.help("use padded carriers, which serve two inserted layers as well"),
+        _ => e,
+    })
 }
 
 /// All sites under one kind of carriers.

@@ -1045,6 +1045,10 @@ fn requests_that_are_refused() {
         w.spec(|s| drop(s["domain"].as_object_mut().unwrap().remove("norm")));
         vec!["--carriers", "borrowed"]
     });
+    refused(&model, &["couples", "padded carriers"], |w| {
+        w.spec(|s| s["interventions"][0]["gate"] = json!(1));
+        vec!["--carriers", "borrowed"]
+    });
     refused(&model, &["no coordinate 64", "0 to 63"], |_| vec!["--borrow", "64"]);
     refused(&model, &["named twice"], |_| vec!["--borrow", "1,1"]);
     refused(&model, &["leave one of them out"], |_| vec!["--carriers", "padded", "--borrow", "1"]);

@@ -360,6 +360,11 @@ impl Checkpoint {
     /// Refuses an output that must not be written to.
     pub(super) fn vacant(&self, output: &Path, force: bool, kept: &[&Path]) -> Result<()> {
         let place = || output.display().to_string();
+        if output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Err(Error::input("a HuggingFace checkpoint becomes a directory, not a GGUF file")
+                .at(place())
+                .help("name a directory; a GGUF file is spliced from a GGUF file"));
+        }
         let parent = folder_of(output);
         let real = |p: &Path| fs::canonicalize(p).map_err(|e| Error::io(format!("cannot find {}", p.display()), e));
         let (source, parent) = (real(&self.dir)?, real(parent)?);
