@@ -13,9 +13,9 @@ use crate::certificate::{
     Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, ExpressionFile, FIRST_BLOCK_FILE, GatesFile, IdealFile,
     NeuronFile, PreActivationFile, ResponseFile, TermFile, VERSION, sha256,
 };
-use crate::certify::Domain;
+use crate::certify::{Domain, Status};
 pub use crate::derive::PreActivation;
-use crate::derive::{BlockProof, Reading, ResponseClaim, derive};
+use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::files::write_whole;
@@ -173,6 +173,8 @@ struct OneLayer {
     /// for each claim: the expression that it is a part of, and its pre-activation
     origins: Vec<(Expr, usize)>,
     solutions: Vec<Solution>,
+    /// what is proved where x is read as it is, once that has been asked for
+    proof: Option<BlockProof>,
 }
 
 #[derive(Clone, Debug)]
@@ -245,16 +247,15 @@ pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize
         Depth::Two => two(),
         Depth::Auto => match one() {
             Ok(draft) if !two_layers::wanted(target) => Ok(draft),
-            Ok(draft) => {
-                let single = draft.clone().prove(&Reading::exact())?;
-                if single.met() {
+            Ok(mut draft) => {
+                let single = draft.judge()?;
+                if single.met {
                     return Ok(draft);
                 }
-                let Ok(other) = two() else { return Ok(draft) };
-                let double = other.clone().prove(&Reading::exact())?;
+                let Ok(mut other) = two() else { return Ok(draft) };
+                let double = other.judge()?;
                 // Where both miss the tolerance (16 bits), a layer more must be worth it.
-                let bound = |c: &Compiled| c.proof.total.as_ref().map_or(f64::INFINITY, |t| t.outside);
-                Ok(if double.met() || bound(&double) < 0.9 * bound(&single) { other } else { draft })
+                Ok(if double.met || double.bound < 0.9 * single.bound { other } else { draft })
             }
             Err(e) if e.is_unsupported() && two_layers::wanted(target) => two(),
             Err(e) => Err(e),
@@ -272,7 +273,7 @@ fn one_layer(
     let solutions = solve_all(&parts, options, hidden_size, progress)?;
     let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
     let origins = parts.iter().map(|p| (p.response.expr.clone(), p.index)).collect();
-    let lowered = Lowered::One(Box::new(OneLayer { block, claims, origins, solutions }));
+    let lowered = Lowered::One(Box::new(OneLayer { block, claims, origins, solutions, proof: None }));
     Ok(Draft { options: options.clone(), hidden_size, lowered })
 }
 
@@ -305,7 +306,38 @@ fn solve_all(
         .collect()
 }
 
+/// What the choice between drafts goes by.
+struct Judged {
+    /// is every tolerance met?
+    met: bool,
+    /// on ‖error‖ in the stream; infinite without a bound on ‖x‖
+    bound: f64,
+}
+
+/// Is every tolerance met?
+fn met<'a>(stacks: impl IntoIterator<Item = &'a ResponseProof>, gates: &[GateFigures]) -> bool {
+    stacks.into_iter().all(|r| r.figures().status != Status::BestEffort)
+        && gates.iter().all(|g| g.status != Status::BestEffort)
+}
+
 impl Draft {
+    /// Proves what it does where x is read as it is, and keeps the proof for [`Draft::prove`].
+    fn judge(&mut self) -> Result<Judged> {
+        let outside = |t: Option<&Total>| t.map_or(f64::INFINITY, |t| t.outside);
+        match &mut self.lowered {
+            Lowered::One(layer) => {
+                let proof = derive(&layer.block, &layer.claims, self.options.norm, &Reading::exact())?;
+                let judged = Judged { met: met(&proof.responses, &[]), bound: outside(proof.total.as_ref()) };
+                layer.proof = Some(proof);
+                Ok(judged)
+            }
+            Lowered::Two { layers, .. } => {
+                let p = &layers.proof;
+                Ok(Judged { met: met(p.free.iter().chain(&p.carried), &p.gated), bound: p.total.outside })
+            }
+        }
+    }
+
     /// How many layers it takes.
     pub fn layers(&self) -> usize {
         match &self.lowered {
@@ -354,8 +386,11 @@ impl Draft {
         };
         match lowered {
             Lowered::One(layer) => {
-                let OneLayer { block, claims, origins, solutions } = *layer;
-                let proof = derive(&block, &claims, options.norm, reading)?;
+                let OneLayer { block, claims, origins, solutions, proof } = *layer;
+                let proof = match proof.filter(|_| reading.is_exact()) {
+                    Some(proof) => proof,
+                    None => derive(&block, &claims, options.norm, reading)?,
+                };
                 let mut certificate = file([&block, &block], 0)?;
                 certificate.responses = describe(claims.iter(), &origins, &proof.responses, claims.len());
                 certificate.total = proof.total.clone();
@@ -411,9 +446,7 @@ impl Draft {
 impl Compiled {
     /// Is every tolerance met?
     pub fn met(&self) -> bool {
-        let missed = crate::certify::Status::BestEffort;
-        self.proof.responses.iter().all(|r| r.figures().status != missed)
-            && self.gates.iter().all(|g| g.status != missed)
+        met(&self.proof.responses, &self.gates)
     }
 
     /// What is inserted.
@@ -666,7 +699,7 @@ fn coefficient(column: &[f64], v: &[f64], nominal: f64) -> f64 {
 fn describe<'a>(
     claims: impl Iterator<Item = &'a ResponseClaim>,
     origins: &[(Expr, usize)],
-    proofs: &[crate::derive::ResponseProof],
+    proofs: &[ResponseProof],
     free: usize,
 ) -> Vec<ResponseFile> {
     let described =

@@ -374,7 +374,8 @@ fn gate(
         parts.column_high.iter().zip(&parts.column_low).zip(&g.v).map(|((a, b), v)| point(*a) + point(*b) - point(*v)),
     );
     let low_column = norm_of(parts.column_low.iter().map(|x| point(*x)));
-    let low = if parts.both_low_missing { low_row * point(low_column) } else { Interval::ZERO };
+    // The product of the low parts, which no unit computes; 0 where there is only one of them.
+    let low = low_row * point(low_column);
     let sup = point(size_of_payload) + point(row_off);
     let rounding =
         point(f.largest.max(1.0)) * (point(row_off) * (point(v_norm) + point(kappa)) + sup * point(kappa) + low);
@@ -417,7 +418,6 @@ struct UnitParts {
     bias_low: f64,
     column_high: Vec<f64>,
     column_low: Vec<f64>,
-    both_low_missing: bool,
 }
 
 /// The parts of a term's units: one (no low parts), two (columns in parts), or three (rows and columns in parts).
@@ -441,16 +441,7 @@ fn unit_parts(second: &Block, claim: &TwoLayerClaim, g: &GatedClaim) -> Result<U
     if g.units.len() == 3 && column(u) != column(u + 2) {
         return Err(Error::input("the units of a gated term differ in their column"));
     }
-    let both_low_missing = g.units.len() == 3;
-    Ok(UnitParts {
-        row_high: row(u),
-        row_low,
-        bias_high: bias(u),
-        bias_low,
-        column_high: column(u),
-        column_low,
-        both_low_missing,
-    })
+    Ok(UnitParts { row_high: row(u), row_low, bias_high: bias(u), bias_low, column_high: column(u), column_low })
 }
 
 fn reach(first: &Block, claim: &TwoLayerClaim, rows: &[GuardRow], carried: &BlockProof, norm: f64) -> Result<f64> {

@@ -84,10 +84,7 @@ fn terms(e: &Expr) -> Result<Vec<Term>> {
     if e.affine().is_some() {
         return Ok(single(e.clone()));
     }
-    if let [k] = used[..]
-        && jumps(&e.substitute(&|_| Expr::z()), Domain::line()).is_ok_and(|j| j.is_empty())
-    {
-        let _ = k;
+    if used.len() == 1 && jumps(&e.substitute(&|_| Expr::z()), Domain::line()).is_ok_and(|j| j.is_empty()) {
         return Ok(single(e.clone()));
     }
     match by_shape(e) {
