@@ -1,6 +1,7 @@
 //! Splicing into GGUF files: tiny random models, spliced by the binary, read back by an independent parser, and judged by the
 //! forward pass in f64 against the source with the intervention applied between its layers.
 
+mod random;
 mod tiny;
 
 use std::fs;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use half::f16;
 use neurograft::reference::Model;
+use random::Random;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 use tiny::{Meta, Tiny};
@@ -17,23 +19,7 @@ fn neurograft() -> Command {
     Command::new(env!("CARGO_BIN_EXE_neurograft"))
 }
 
-/// Numbers in [−1, 1), the same for the same seed.
-struct Random(u64);
-
 impl Random {
-    fn bits(&mut self) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn next(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-
     /// A block of a format with values of about the given size.
     fn block(&mut self, format: u32, size: f64) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..tiny::block(format).1).map(|_| self.bits() as u8).collect();

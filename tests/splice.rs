@@ -1,6 +1,8 @@
 //! Splicing into HuggingFace checkpoints: tiny random models, spliced by the binary and judged by a naive forward pass in f64
 //! that shares nothing with the crate.
 
+mod random;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use half::{bf16, f16};
 use predicates::prelude::*;
 use predicates::str::contains;
 use proptest::prelude::*;
+use random::Random;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -19,20 +22,6 @@ fn neurograft() -> Command {
 }
 
 // ------------------------------------------------------------------------------------------------------ random models
-
-/// Numbers in [−1, 1), the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-}
 
 /// A tiny model, and how it is stored.
 #[derive(Clone)]
