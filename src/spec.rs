@@ -310,8 +310,8 @@ pub struct Domain {
     /// `borrowed`: a bound on the magnitude of a coordinate of x that a splice borrows for its constants. Finite, positive.
     /// Default: `norm`.
     pub borrowed: Option<f64>,
-    /// `samples`: a safetensors file with a tensor `residuals` [tokens, d], samples of the residual stream that narrow the tokens
-    /// for which `host.arithmetic` is certified.
+    /// `samples`: a file of residuals [tokens, d], safetensors or `.npy`, that narrow the tokens for which `host.arithmetic` is
+    /// certified. Default: none; not without an arithmetic.
     pub samples: Option<PathBuf>,
     /// `margin`: how far beyond the samples the certificate is to hold, a factor of at least 1. Default: 2.
     pub margin: f64,

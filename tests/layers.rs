@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 51] = [
+const ORDER: [&str; 52] = [
     "error",
     "interval",
     "rational",
@@ -33,6 +33,7 @@ const ORDER: [&str; 51] = [
     "tensors",
     "gguf",
     "vectors",
+    "residuals",
     "block",
     "derive",
     "gated",
