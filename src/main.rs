@@ -180,7 +180,7 @@ struct Calibrate {
     #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
     /// Which site, in a specification of several: the one after this layer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "sae")]
     layer: Option<usize>,
     /// The quantile q: at most 1 - q of the tokens lie beyond each end of a range, before it is widened
     #[arg(long, value_name = "Q", default_value_t = Settings::default().quantile)]

@@ -589,6 +589,10 @@ fn malformed(message: &str, place: Option<String>) -> Error {
         "normalize" | "normalise" | "norm" | "normalized" if vector => Some("unit"),
         _ => nearest(unknown, known.iter().copied()),
     });
+    if message.contains("expected struct Spec") {
+        return Error::input("a specification is a table of fields")
+            .help("sae = \"...\" and [[interventions]], or the same in JSON: {...}");
+    }
     let error = match unknown.filter(|_| known.contains(&"action")).and_then(refusals::field) {
         Some(refusal) => refusal,
         None => {

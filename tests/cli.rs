@@ -160,6 +160,8 @@ fn errors_show_the_line_of_the_specification() {
     refused("action = \"ablate\"\nrange = [1, 9]").stderr(contains("a.toml:6:9").and(contains("0.3")));
     refused("action = \"ablate\"\n\n[[interventions]]\nfeature = 2\naction = \"ablate\"\ngate = 3")
         .stderr(contains("a.toml:10:8").and(contains("no feature 3")));
+    refused("action = \"ablate\"\nwhen = \"z_2 > z_31\"").stderr(contains("a.toml:6:8").and(contains("no feature 31")));
+    refused("action = \"ablate\"\nwhen = \"a_2 >= 0\"").stderr(contains("a.toml:6:8").and(contains("never holds")));
     fs::rename(w.path("sae"), w.path("elsewhere")).unwrap();
     refused("action = \"ablate\"").stderr(contains("a.toml:1:7").and(contains("nothing of that name")));
     fs::rename(w.path("elsewhere"), w.path("sae")).unwrap();
@@ -339,7 +341,9 @@ fn bad_specifications() {
         s["interventions"][0]["gate"] = json!(1);
         s["host"]["form"] = json!("plain");
     });
+    bad("needs gate biases", &|s| s["host"]["biases"] = json!(false));
     bad("layers", &|s| s["layers"] = json!(3));
+    bad("a table of fields", &|s| *s = json!([]));
     bad("layers", &|s| s["layers"] = json!("many"));
     bad("sites stands beside", &|s| s["sites"] = json!([]));
     bad("nowhere", &|s| s["sae"] = json!("nowhere"));
