@@ -4,7 +4,6 @@ use std::path::Path;
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
 use crate::certify::{Domain, Figures};
@@ -337,11 +336,6 @@ impl Array {
             None => Ok(values),
         }
     }
-}
-
-/// SHA-256 in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl CertificateFile {

@@ -12,7 +12,7 @@ use crate::block::Block;
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{
     Array, BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, ExpressionFile, FIRST_BLOCK_FILE, GatesFile, IdealFile,
-    NeuronFile, PreActivationFile, ResponseFile, TermFile, VERSION, sha256,
+    NeuronFile, PreActivationFile, ResponseFile, TermFile, VERSION,
 };
 use crate::certify::{Domain, Status};
 use crate::deployed::{Blocks, Deployed, deploy_all};
@@ -20,7 +20,7 @@ pub use crate::derive::PreActivation;
 use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
-use crate::files::write_whole;
+use crate::files::{sha256, write_whole};
 use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;

@@ -1,7 +1,7 @@
 //! Files and directories written whole or not at all.
 
 use std::fs::{File, Permissions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -78,7 +78,7 @@ impl<W: Write> Hashing<W> {
 
     /// What was written to, and the SHA-256 of what has passed.
     pub fn finish(self) -> (W, String) {
-        (self.inner, self.hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        (self.inner, hex(self.hash))
     }
 }
 
@@ -93,6 +93,29 @@ impl<W: Write> Write for Hashing<W> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.inner.flush()
     }
+}
+
+/// The SHA-256 of bytes.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+/// The SHA-256 of all that a reader has left; `passed` hears how many bytes have passed.
+pub fn sha256_of(mut reader: impl Read, mut passed: impl FnMut(u64)) -> std::io::Result<String> {
+    let (mut hash, mut buffer, mut all) = (Sha256::new(), vec![0; 1 << 20], 0);
+    loop {
+        let n = reader.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hex(hash));
+        }
+        hash.update(&buffer[..n]);
+        all += n as u64;
+        passed(all);
+    }
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A directory that comes into being whole: filled under another name beside its place, then renamed.

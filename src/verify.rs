@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use crate::block::Block;
-use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, FIRST_BLOCK_FILE, sha256};
+use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, FIRST_BLOCK_FILE};
 use crate::deployed::{Blocks, deploy_all};
 use crate::derive::derive;
 use crate::error::{At, Error, Result};
+use crate::files::sha256;
 use crate::gated::derive_two;
 use crate::host::Insertion;
 use crate::tensors::TensorFile;

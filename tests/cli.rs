@@ -488,7 +488,7 @@ fn write_certificate(out: &Path, v: &Value) {
 fn write_block(out: &Path, certificate: &Value, bytes: &[u8]) {
     fs::write(out.join(BLOCK), bytes).unwrap();
     let mut v = certificate.clone();
-    v["block_sha256"] = neurograft::certificate::sha256(bytes).into();
+    v["block_sha256"] = neurograft::files::sha256(bytes).into();
     write_certificate(out, &v);
 }
 

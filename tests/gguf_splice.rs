@@ -570,8 +570,7 @@ fn check_finds_what_was_changed() {
         let rehash = || {
             let path = w.path("out.neurograft/splice.json");
             let mut manifest: Json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-            manifest["files"]["out.gguf"] =
-                json!(neurograft::certificate::sha256(&fs::read(w.path("out.gguf")).unwrap()));
+            manifest["files"]["out.gguf"] = json!(neurograft::files::sha256(&fs::read(w.path("out.gguf")).unwrap()));
             fs::write(&path, manifest.to_string()).unwrap();
         };
         let start = whole.len() - out.tensors.iter().map(|t| t.3.len().next_multiple_of(32)).sum::<usize>();

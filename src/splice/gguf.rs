@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::activation::Activation;
 use crate::carriers::{Carriers, Kind};
-use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
-use crate::files::{Hashing, WholeDirectory, WholeFile, folder_of, write_whole};
+use crate::files::{Hashing, WholeDirectory, WholeFile, folder_of, sha256, write_whole};
 use crate::format::Format;
 use crate::gguf::{GgufFile, TensorInfo, Value, Writer, head_bytes};
 use crate::host::{Host, InsertedLayer};

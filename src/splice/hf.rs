@@ -14,9 +14,8 @@ use serde_json::{Map, Value, json};
 
 use crate::activation::Activation;
 use crate::carriers::{Carriers, Kind};
-use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
-use crate::files::{WholeDirectory, folder_of, write_whole};
+use crate::files::{WholeDirectory, folder_of, sha256, write_whole};
 use crate::format::Format;
 use crate::host::{Host, InsertedLayer};
 use crate::stack::Form;

@@ -4,10 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
-use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
+use crate::files::{sha256, sha256_of};
 use crate::gguf::GgufFile;
 use crate::host::InsertedLayer;
 use crate::tensors::quoted;
@@ -134,14 +132,5 @@ fn hash(reader: &mut File, progress: Progress<'_>) -> Result<String> {
     let failed = |e| Error::io("cannot read", e);
     let total = reader.metadata().map_err(failed)?.len();
     reader.seek(SeekFrom::Start(0)).map_err(failed)?;
-    let (mut hash, mut buffer, mut done) = (Sha256::new(), vec![0; BUFFER], 0);
-    loop {
-        let n = reader.read(&mut buffer).map_err(failed)?;
-        if n == 0 {
-            return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect());
-        }
-        hash.update(&buffer[..n]);
-        done += n as u64;
-        progress("bytes hashed", done, total);
-    }
+    sha256_of(reader, |done| progress("bytes hashed", done, total)).map_err(failed)
 }

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::carriers::Kind;
-use crate::certificate::sha256;
 use crate::error::{At, Error, Result};
+use crate::files::{sha256, sha256_of};
 use crate::format::Format;
 use crate::host::InsertedLayer;
 
@@ -162,26 +160,14 @@ fn tensor(entry: &Entry<'_>, files: &Files, from: &Layout, format: Format) -> Re
 
 /// SHA-256 of every file of weights.
 fn hashes(files: &Files, dir: &Path, progress: Progress<'_>) -> Result<BTreeMap<String, String>> {
-    let mut buffer = vec![0; 1 << 20];
-    let sizes = files.shards.iter().map(|(n, _)| fs::metadata(dir.join(n)).map_or(0, |m| m.len()));
-    let (mut done, total) = (0, sizes.sum());
-    let hash = |name: &String| -> std::io::Result<String> {
-        let mut file = fs::File::open(dir.join(name))?;
-        let mut hash = Sha256::new();
-        loop {
-            let n = file.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(&buffer[..n]);
-            done += n as u64;
-            progress("bytes hashed", done, total);
-        }
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
-    };
-    let mut hash = hash;
-    let named = files.shards.iter().map(|(name, _)| {
-        hash(name).map(|h| (name.clone(), h)).map_err(|e| Error::io(format!("cannot read {name}"), e))
-    });
-    named.collect()
+    let size = |name: &String| fs::metadata(dir.join(name)).map_or(0, |m| m.len());
+    let total = files.shards.iter().map(|(name, _)| size(name)).sum();
+    let mut before = 0;
+    let mut named = BTreeMap::new();
+    for (name, _) in &files.shards {
+        let read = || sha256_of(fs::File::open(dir.join(name))?, |done| progress("bytes hashed", before + done, total));
+        named.insert(name.clone(), read().map_err(|e| Error::io(format!("cannot read {name}"), e))?);
+        before += size(name);
+    }
+    Ok(named)
 }
