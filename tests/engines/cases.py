@@ -39,13 +39,16 @@ class Case:
     sites: tuple[Site, ...]
     # for the specification's [budget] and [domain]
     options: dict = field(default_factory=dict)
+    # the sites are steps after one layer: each reads what the one before it has left
+    sequence: bool = False
 
     def spec(self, carriers: str, sae: Path = SAE) -> str:
         """The specification file."""
         lines = [f'sae = "{sae}"', f"layers = {self.layers}"]
-        several = len(self.sites) > 1
+        several = len(self.sites) > 1 and not self.sequence
         if not several:
             lines.append(f"layer = {self.sites[0].layer}")
+            lines += ["sequence = true"] if self.sequence else []
         else:
             lines.pop(0)
         for site in self.sites:
@@ -118,6 +121,12 @@ SITES = Case(
         Site(8, tuple(Term(feature, "ablate", activation="relu") for feature in (0, 5, 9))),
         Site(LAYER, tuple(Term(feature, "ablate", activation="relu") for feature in (3, 7, 19))),
     ),
+)
+STEPS = Case(
+    "steps",
+    1,
+    tuple(Site(LAYER, (Term(feature, "ablate", activation="relu"),)) for feature in (19, 3, 7)),
+    sequence=True,
 )
 # A layer that does all its bookkeeping and never anything else: no activation comes near 10^6.
 NO_OP = one_site("no-op", 1, Term(3, "cap", 1e6, activation="relu"))

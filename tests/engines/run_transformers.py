@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import hf
-from cases import ADD, ADD_WHEN_ACTIVE, CLAMP, GATE, JUMPRELU, RELU, SITES, Case
+from cases import ADD, ADD_WHEN_ACTIVE, CLAMP, GATE, JUMPRELU, RELU, SITES, STEPS, Case
 from oracle import Intervention, judge
 from splice import Failed, remove, splice
 from table import Checks, Table
@@ -20,6 +20,7 @@ PLAN: list[tuple[Case, list[tuple[str, str]]]] = [
     (ADD_WHEN_ACTIVE, [("padded", "f32"), ("padded", "bf16")]),
     (GATE, [("padded", "f32"), ("padded", "bf16")]),
     (SITES, [("padded", "f32")]),
+    (STEPS, [("padded", "f32")]),
 ]
 
 STREAM = [
@@ -71,11 +72,12 @@ def one(case, carriers, format, output, note, texts, hooks, base, streams, logit
     out = hf.logits(model, texts.texts)
     stream.close()
     starts = torch.tensor([i == 0 for text in texts.texts for i in range(len(text))])
-    for site in case.sites:
+    for step, site in enumerate(case.sites, 1):
         before, after = (hf.flat(side[site], texts.texts) for side in (stream.before, stream.after))
         intervention = Intervention(site)
         first = judge(intervention, before[starts], after[starts])
-        where = f"{case.name}, layer {site.layer}" if len(case.sites) > 1 else case.name
+        place = f", {step}" if case.sequence else f", layer {site.layer}"
+        where = case.name + (place if len(case.sites) > 1 else "")
         if carriers == "borrowed":
             verdict = judge(intervention, before[~starts], after[~starts])
         else:
@@ -85,7 +87,7 @@ def one(case, carriers, format, output, note, texts, hooks, base, streams, logit
             verdict.near, verdict.mean, verdict.max, verdict.hook_mean, verdict.hook_max, verdict.over, verdict.idle,
             verdict.disturbed, verdict.padding, max(first.max, first.idle_max),
         )  # fmt: skip
-        floors(verdict, carriers, format, checks, f"{label}, layer {site.layer}")
+        floors(verdict, carriers, format, checks, label + place)
     reference = hooks["f32"].logits
     divergence = hf.kl(reference, out)
     top = hf.agreement(reference, out)
