@@ -612,11 +612,16 @@ fn insertions(
                 Error::input("borrowed carriers need domain.norm: their size is a compromise that depends on ‖x‖")
                     .help("give domain.norm, a bound on the norm of the residuals, or use padded carriers")
             })?;
-            let (pool, doubt) = quiet::pool(checkpoint, sites, &options.borrow, progress)?;
-            note = doubt;
+            let quiet = quiet::pool(checkpoint, sites, &options.borrow, progress)?;
             let read = sites.iter().flat_map(|s| &s.target.responses).flat_map(|r| &r.pre_activations);
             let rows: Vec<&[f64]> = read.map(|p| p.w.as_slice()).collect();
-            Carriers::borrowed(host.hidden_size, &pool, &rows, host.stream, norm)?
+            let carriers = Carriers::borrowed(host.hidden_size, &quiet.pool, &rows, host.stream, norm)?;
+            note = quiet.note.or_else(|| {
+                let open = sites.iter().any(|s| s.spec.domain.borrowed.is_none());
+                let (largest, tokens) = quiet.seen.filter(|_| open)?;
+                Some(card::unbounded(&carriers, norm, &largest, tokens))
+            });
+            carriers
         }
     };
     let mut next = 1;

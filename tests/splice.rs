@@ -969,6 +969,9 @@ fn a_dry_run_says_what_and_writes_nothing() {
 #[test]
 fn what_nobody_can_have_meant_is_noted() {
     let w = Work::new(&Model::default());
+    w.spec(|s| drop(s["domain"].as_object_mut().unwrap().remove("borrowed")));
+    let open = contains("without domain.borrowed the certificate allows for |x_j| up to 60");
+    w.command(&["--dry-run", "--carriers", "borrowed"]).assert().success().stdout(open.and(contains("random tokens")));
     w.spec(|s| s["layer"] = 2.into());
     w.command(&["--dry-run"])
         .assert()

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use nalgebra::DVector;
+
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
 use crate::explain::warnings;
@@ -67,6 +69,17 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
         }
     }
     notes
+}
+
+/// What to do about a certificate that allows for all that a borrowed coordinate could be.
+pub(super) fn unbounded(c: &Carriers, norm: f64, largest: &DVector<f64>, tokens: usize) -> String {
+    let seen = c.constants.iter().map(|k| largest[k.coordinate]).fold(0.0, f64::max);
+    format!(
+        "without domain.borrowed the certificate allows for |x_j| up to {norm} in the borrowed coordinates; on {tokens} random tokens they reach \
+         {}: with domain.borrowed = {}, if that holds for your residuals, the bound comes down with it",
+        short(seen),
+        short(2.0 * seen)
+    )
 }
 
 fn list(numbers: impl IntoIterator<Item = usize>) -> String {

@@ -20,8 +20,17 @@ const LENGTH: usize = 32;
 /// The first tokens of a text are a law unto themselves.
 const SKIPPED: usize = 2;
 
-/// The coordinates that may be borrowed (those that the user names, or the quietest), what the stream does there, and a note
-/// where that is only judged by the weights.
+/// What is known of the coordinates that may be borrowed.
+pub(super) struct Quiet {
+    /// those that the user names, or the quietest, and what the stream does there
+    pub pool: Pool,
+    /// the largest magnitude that each coordinate of the stream took, and on how many tokens; none if the model was not run
+    pub seen: Option<(DVector<f64>, usize)>,
+    /// what whoever runs the result should know of the choice
+    pub note: Option<String>,
+}
+
+/// The coordinates that may be borrowed.
 ///
 /// Errors: coordinates that are not there, or are named twice; weights that cannot be read.
 pub(super) fn pool(
@@ -29,7 +38,7 @@ pub(super) fn pool(
     sites: &[Site<'_>],
     borrow: &[usize],
     progress: Progress<'_>,
-) -> Result<(Pool, Option<String>)> {
+) -> Result<Quiet> {
     let d = checkpoint.host().hidden_size;
     let mut named = borrow.to_vec();
     named.sort_unstable();
@@ -50,7 +59,9 @@ pub(super) fn pool(
         let squares = DVector::from_fn(d, |j, _| x.column(j).norm_squared());
         let coordinates = quietest(&squares);
         let part = x.select_columns(&coordinates);
-        return Ok((Pool { moments: part.tr_mul(&part) / x.nrows() as f64, coordinates }, None));
+        let pool = Pool { moments: part.tr_mul(&part) / x.nrows() as f64, coordinates };
+        let largest = DVector::from_fn(d, |j, _| x.column(j).amax());
+        return Ok(Quiet { pool, seen: Some((largest, x.nrows())), note: None });
     }
     let mut loudness = DVector::zeros(d);
     for site in sites {
@@ -60,7 +71,7 @@ pub(super) fn pool(
     let moments = DMatrix::from_diagonal(&loudness.select_rows(&coordinates));
     let note = "the coordinates to borrow were chosen by the weights that write them, which is a poor guide: name quiet ones of \
                 your own residuals with --borrow";
-    Ok((Pool { coordinates, moments }, named.is_empty().then(|| note.into())))
+    Ok(Quiet { pool: Pool { coordinates, moments }, seen: None, note: named.is_empty().then(|| note.into()) })
 }
 
 /// Residuals after every site's layer, [samples, d]; none where the model cannot be run here or every residual is beyond what
