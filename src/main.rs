@@ -93,6 +93,12 @@ struct Fit {
     /// The largest |out|·|weight|
     #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
     max_out: f64,
+    /// The largest Σ|out| of a minimax fit
+    #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
+    max_total: f64,
+    /// Prefer stacks that vanish where the target does
+    #[arg(long)]
+    inert: bool,
     /// No output constant
     #[arg(long)]
     no_constant: bool,
@@ -408,6 +414,8 @@ impl Fit {
             neurons: self.neurons,
             max_weight: self.max_weight,
             max_out: self.max_out,
+            max_total: self.max_total,
+            inert: self.inert,
             tolerance: self.tolerance,
             band: self.band,
             constant: !self.no_constant,

@@ -202,12 +202,25 @@ pub struct Budget {
     /// `max_out`: the largest magnitude of a down weight relative to the write direction. Finite, positive.
     /// Default: 2^20.
     pub max_out: f64,
+    /// `max_total`: the largest sum of the down weights' magnitudes, relative to the write direction, of a minimax fit.
+    /// Finite, positive. Default: 2^20.
+    pub max_total: f64,
+    /// `inert`: prefer stacks that vanish where the response does. Default: false.
+    pub inert: bool,
 }
 
 impl Default for Budget {
     fn default() -> Self {
         let large = f64::from(1 << 20);
-        Budget { tolerance: 1e-3, band: 0.01, neurons: 32, max_weight: large, max_out: large }
+        Budget {
+            tolerance: 1e-3,
+            band: 0.01,
+            neurons: 32,
+            max_weight: large,
+            max_out: large,
+            max_total: large,
+            inert: false,
+        }
     }
 }
 
@@ -635,6 +648,8 @@ mod raw {
         neurons: Option<u64>,
         max_weight: Option<f64>,
         max_out: Option<f64>,
+        max_total: Option<f64>,
+        inert: Option<bool>,
     }
 
     #[derive(Clone, Default, serde::Deserialize)]
@@ -858,6 +873,8 @@ mod raw {
                 })?,
                 max_weight: positive("max_weight", self.max_weight.unwrap_or(default.max_weight))?,
                 max_out: positive("max_out", self.max_out.unwrap_or(default.max_out))?,
+                max_total: positive("max_total", self.max_total.unwrap_or(default.max_total))?,
+                inert: self.inert.unwrap_or(default.inert),
             })
         }
     }
@@ -932,6 +949,8 @@ mod tests {
             neurons = 8
             max_weight = 1024
             max_out = 2.5
+            max_total = 40
+            inert = true
 
             [domain]
             range = [-100, 140.5]
@@ -944,7 +963,7 @@ mod tests {
                 {"feature": 3, "action": "expr", "expr": "-relu(z) * step(z_12 - 1/3)", "write": 4, "direction": "decoder"}
             ],
             "host": {"source": "gelu_tanh", "form": "plain", "format": "bf16", "biases": false},
-            "budget": {"tolerance": 0.01, "band": 0, "neurons": 8, "max_weight": 1024, "max_out": 2.5},
+            "budget": {"tolerance": 0.01, "band": 0, "neurons": 8, "max_weight": 1024, "max_out": 2.5, "max_total": 40, "inert": true},
             "domain": {"range": [-100, 140.5], "norm": 250}
         }"#;
         let spec = Spec::parse_toml(toml).unwrap();
@@ -960,7 +979,8 @@ mod tests {
             spec.host,
             Host { source: Activation::GeluTanh, form: Form::Plain, format: Format::Bf16, biases: false }
         );
-        assert_eq!(spec.budget, Budget { tolerance: 0.01, band: 0.0, neurons: 8, max_weight: 1024.0, max_out: 2.5 });
+        let limits = Budget { max_weight: 1024.0, max_out: 2.5, max_total: 40.0, ..Budget::default() };
+        assert_eq!(spec.budget, Budget { tolerance: 0.01, band: 0.0, neurons: 8, inert: true, ..limits });
         assert_eq!(spec.domain.norm, Some(250.0));
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BinaryHeap;
 
 use super::Problem;
-use super::smooth::Points;
+use super::model::Points;
 
 /// The target on a set of points.
 pub(super) struct Samples {
