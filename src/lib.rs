@@ -38,7 +38,7 @@
 //! |---|---|
 //! | trusted: numbers | [`interval`], [`rational`], [`number`] |
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
-//! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
+//! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
@@ -62,6 +62,7 @@ pub mod certificate;
 pub mod certify;
 pub mod compile;
 pub mod derive;
+pub mod duals;
 pub mod embedded;
 pub mod error;
 pub mod eval;
@@ -76,6 +77,7 @@ pub mod gguf;
 pub mod host;
 pub mod interval;
 pub mod intervention;
+pub mod lower;
 pub mod minimax;
 pub mod number;
 pub mod observe;
