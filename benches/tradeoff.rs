@@ -1,7 +1,8 @@
 //! Certified error against neurons, for every pair of activations and for the responses of interventions: a report.
 //!
 //! `cargo bench --bench tradeoff` prints a table and writes `tradeoff.csv`, `tradeoff.md` and the figures to
-//! `target/tradeoff`, or to `DIR` with `-- --into DIR`. `-- --test` runs a few cells and writes nothing.
+//! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. `-- --test` runs a few cells and
+//! writes nothing.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ fn lower_bound(target: &Expr, source: &Activation, domain: Domain, kinks: usize,
         return None;
     }
     let value = |z: f64| eval::value(target, &[z]).unwrap();
-    let points = duals::points(domain, &[0.0], 1500);
+    let points = duals::points(domain, &[0.0], 1000);
     let bound = if *source == Activation::Relu {
         lower::polyline(target, domain, &duals::chain(&value, &points, kinks)?)
     } else {
@@ -266,13 +267,14 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let test = arguments.iter().any(|a| a == "--test");
     let after = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
-    let (targets, sources, counts) =
-        if test { (&TARGETS[1..2], &SOURCES[..2], &NEURONS[..2]) } else { (&TARGETS[..], &SOURCES[..], &NEURONS[..]) };
+    let most = after("--most").map_or(usize::MAX, |n| n.parse().expect("a number"));
+    let counts: Vec<usize> = NEURONS.into_iter().filter(|n| *n <= if test { 2 } else { most }).collect();
+    let (targets, sources) = if test { (&TARGETS[1..2], &SOURCES[..2]) } else { (&TARGETS[..], &SOURCES[..]) };
     let mut matrix = Vec::new();
     for target in targets {
         let expr = Expr::of(target.parse().unwrap());
         for source in sources.iter().filter(|s| *s != target) {
-            for n in counts {
+            for n in &counts {
                 matrix.push(cell(target, &expr, source, *n, MAX_WEIGHT));
             }
             let line: Vec<String> = matrix.iter().rev().take(counts.len()).rev().map(shown).collect();

@@ -48,36 +48,38 @@ pub fn points(domain: Domain, knots: &[f64], count: usize) -> Vec<f64> {
 /// A chain that proves much about polylines of at most `kinks` kinks; `None` where they fit. The points are a start.
 pub fn chain(target: Target, points: &[f64], kinks: usize) -> Option<Vec<Triple>> {
     let mut points = points.to_vec();
-    let mut found = None;
-    for _ in 0..5 {
-        let chain = best_chain(target, &points, kinks)?;
+    let (mut e, mut found) = best_chain(target, &points, kinks, None)?;
+    for _ in 0..4 {
         // Closer points around those that count.
         let around = |z: f64| {
             let i = points.partition_point(|p| *p < z);
             let (l, r) = (points[i.saturating_sub(1)], points[(i + 1).min(points.len() - 1)]);
-            (1..10).flat_map(move |k| [l, r].map(|end| z + (end - z) * f64::from(k) / 10.0))
+            (1..6).flat_map(move |k| [l, r].map(|end| z + (end - z) * f64::from(k) / 6.0))
         };
-        let closer: Vec<f64> = chain.iter().flat_map(|t| [t.q, t.p, t.e]).flat_map(around).collect();
+        let closer: Vec<f64> = found.iter().flat_map(|t| [t.q, t.p, t.e]).flat_map(around).collect();
         points.extend(closer);
         points.sort_by(f64::total_cmp);
         points.dedup();
-        found = Some(chain);
+        if let Some(better) = best_chain(target, &points, kinks, Some(e)) {
+            (e, found) = better;
+        }
     }
-    best_chain(target, &points, kinks).or(found)
+    Some(found)
 }
 
-fn best_chain(target: Target, points: &[f64], kinks: usize) -> Option<Vec<Triple>> {
+/// By bisection on e; `proved`: an e that fewer points proved.
+fn best_chain(target: Target, points: &[f64], kinks: usize, proved: Option<f64>) -> Option<(f64, Vec<Triple>)> {
     let values: Vec<f64> = points.iter().map(|z| target(*z)).collect();
     let size = values.iter().fold(0.0f64, |s, v| s.max(v.abs()));
-    let (mut low, mut high) = (0.0, 2.0 * size);
+    let (mut low, mut high) = proved.map_or((0.0, 2.0 * size), |e| (e, 1.05 * e));
     let mut best = None;
     for _ in 0..60 {
-        if high - low <= 1e-9 * high {
+        if high - low <= 1e-8 * high {
             break;
         }
         let e = if high > 8.0 * low { (low.max(1e-15 * size) * high).sqrt() } else { 0.5 * (low + high) };
         match greedy(points, &values, e, kinks + 1) {
-            Some(chain) => (low, best) = (e, Some(chain)),
+            Some(chain) => (low, best) = (e, Some((e, chain))),
             None => high = e,
         }
     }
