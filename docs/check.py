@@ -764,8 +764,8 @@ def check_dir(path, rng):
     two = c["gates"] is not None
     report.true("certificate.json", "one layer or two", two == (g > 0) == (c["first_block_sha256"] is not None))
     report.true("certificate.json", "total is null exactly without a norm", (c["total"] is None) == (R is None))
-    fields(c["reading"], "scale dropped residue", "reading")
-    if two and (R is None or c["reading"] != {"scale": [1, 1], "dropped": [], "residue": 0}):
+    fields(c["reading"], "scale constants bound rounding residue", "reading")
+    if two and (R is None or c["reading"] != {"scale": [1, 1], "constants": [], "bound": 0, "rounding": 0, "residue": 0}):
         raise Bad("two layers without a norm, or with a reading")
     blocks = [Block(os.path.join(path, "block.safetensors"), c["block_sha256"], report, c, h)]
     if two:
@@ -1040,9 +1040,14 @@ def check_rounding(report, c, entries, terms, blocks, rng):
             beta = float(e["stack"].neurons[k][0])
             row = [Fraction(a, block.gate[e["units"][k]].q) for a in block.gate[e["units"][k]].n[:d]]
             e["shift"] = Vec.of([(float(a) - beta * float(Fraction(w, e["w"].q))) / beta for a, w in zip(row, e["w"].n)])
-        report.check(e["place"], "delta_rows", e["shift"].norm() * R, mpf(e["r"]["rounding"]["delta_rows"]))
+        there = [j for j, _ in c["reading"]["constants"]]
+        n = e["shift"].n
+        elsewhere = Vec([0 if j in there else a for j, a in enumerate(n)], e["shift"].q).norm() * R
+        apart = elsewhere + mpf(c["reading"]["bound"]) * real(Fraction(sum(abs(n[j]) for j in there), e["shift"].q))
+        report.check(e["place"], "delta_rows", min(e["shift"].norm() * R, apart), mpf(e["r"]["rounding"]["delta_rows"]))
     scale = [Fraction(s) for s in c["reading"]["scale"]]
-    dropped = [(j, Fraction(bound)) for j, bound in c["reading"]["dropped"]]
+    constants = [(j, Fraction(C)) for j, C in c["reading"]["constants"]]
+    bound, rounding = Fraction(c["reading"]["bound"]), Fraction(c["reading"]["rounding"])
     chosen = list(residuals(c, entries, terms, blocks, rng))
     if len(chosen) > AT_MOST:
         chosen = rng.sample(chosen, AT_MOST)
@@ -1050,10 +1055,16 @@ def check_rounding(report, c, entries, terms, blocks, rng):
         if real(x.dot(x)) > mpf(R) ** 2:
             raise AssertionError("a residual beyond the norm")
         n, s = list(x.n), rng.choice([*scale, scale[0] + (scale[1] - scale[0]) * Fraction(rng.random())])
-        for j, bound in dropped:
+        for j, _ in constants:
             n[j] = max(min(n[j], math.floor(bound * x.q)), math.ceil(-bound * x.q))
         x = Vec(n, x.q)
-        handed = Vec([0 if any(i == j for j, _ in dropped) else a * s.numerator for i, a in enumerate(n)], x.q * s.denominator)
+        # s(x + C + tau) - C: what a row reads of C is taken out of its bias.
+        handed = combine([(s, x)], d)
+        if constants:
+            extra = {j: (s - 1) * C + s * rng.choice((-1, 0, 1)) * rounding * abs(C) for j, C in constants}
+            q = math.lcm(*(e.denominator for e in extra.values()))
+            extra = Vec([int(extra.get(j, 0) * q) for j in range(d)], q)
+            handed = combine([(Fraction(1), handed), (Fraction(1), extra)], d)
         check_at(report, c, entries, terms, blocks, x, handed)
 
 

@@ -19,11 +19,20 @@
 //! ‖response − c(z)·v‖ ≤ (ε_outside + η·sup|z| + sup|c′|·δ_rows + ε_rows)·‖v‖ + column_error
 //! ```
 //!
-//! Between the stream and the MLP stands a norm. What it hands over is s·x, s near 1, possibly without some coordinates
-//! ([`Reading`]): one more shift of z, |s − 1|·|⟨w, x⟩| + Σ |w_j|·|x_j|, which is counted in δ_rows.
-//!
 //! and for every z of D, jumps or not, the response lies within (ε + η·sup|z| + ε_rows)·‖v‖ + column_error of the segment
 //! hull{c(z') : |z' − z| ≤ δ + δ_rows}·v.
+//!
+//! Between the stream and the MLP stands a norm. What it hands over ([`Reading`]) is s·(x + C + τ), s near 1, C constants in some
+//! of the model's own coordinates, τ the rounding of x_j + C_j there; a bias is then written as the rounded p̂ − ⟨ĝ, C⟩. A unit's
+//! argument moves by
+//!
+//! ```text
+//! (s − 1)·⟨ĝ, x⟩ + (s − 1)·⟨ĝ, C⟩ + s·⟨ĝ, τ⟩ + κ,   |κ| ≤ u·(|p̂| + |⟨ĝ, C⟩|)
+//! ```
+//!
+//! With ĝ = β(w + r) + rest, what multiplies β is a shift of z that all units share, and is counted in δ_rows; what is left, of the
+//! rest and κ, is the unit's own and is counted in e. In the coordinates that hold constants |x_j| has a bound of its own:
+//! there a row's deviation ρ costs Σ |ρ_j|·bound in place of its norm's part.
 
 use std::ops::Range;
 
@@ -34,6 +43,7 @@ use crate::block::Block;
 use crate::certify::{Certificate, Claim, Domain, Figures, certify, slope_bound, value_bound};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
+use crate::format::Format;
 use crate::interval::Interval;
 use crate::stack::{IdealStack, Stack};
 
@@ -46,14 +56,18 @@ pub struct PreActivation {
     pub b: f64,
 }
 
-/// What the norm before the MLP hands to it, where the stream is x.
+/// What the norm before the MLP hands to it, where the stream is x: s·(x + C + τ), see the module's head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reading {
-    /// the least and the largest s of s·x
+    /// the least and the largest s
     pub scale: [f64; 2],
-    /// coordinates that are not read, each with a bound on its magnitude
-    pub dropped: Vec<(usize, f64)>,
+    /// C: (j, C_j) of the model's own coordinates that hold a constant
+    pub constants: Vec<(usize, f64)>,
+    /// bound on |x_j| in those coordinates
+    pub bound: f64,
+    /// |τ_j| ≤ rounding·|C_j|
+    pub rounding: f64,
     /// bound on the norm of what writing and removing the constants leaves behind in the stream, in its number format
     pub residue: f64,
 }
@@ -61,7 +75,7 @@ pub struct Reading {
 impl Reading {
     /// x itself.
     pub fn exact() -> Reading {
-        Reading { scale: [1.0, 1.0], dropped: Vec::new(), residue: 0.0 }
+        Reading { scale: [1.0, 1.0], constants: Vec::new(), bound: 0.0, rounding: 0.0, residue: 0.0 }
     }
 
     /// Is it x itself?
@@ -69,31 +83,60 @@ impl Reading {
         *self == Reading::exact()
     }
 
-    /// Checks the numbers. Errors: a scale that is not positive and finite, a bound that is negative or not a number.
-    pub fn check(&self) -> Result<()> {
+    /// Checks the numbers. Errors: a scale that is not positive and finite, a bound that is negative or not a number, constants
+    /// that are not finite or not in ascending order of their coordinates, all below `hidden_size`.
+    pub fn check(&self, hidden_size: usize) -> Result<()> {
         let [lo, hi] = self.scale;
-        let bounds = self.dropped.iter().all(|(_, b)| *b >= 0.0 && b.is_finite());
-        if 0.0 < lo && lo <= hi && hi.is_finite() && bounds && self.residue >= 0.0 && self.residue.is_finite() {
+        if !(0.0 < lo && lo <= hi && hi.is_finite()) {
+            return Err(Error::input(format!(
+                "the norm hands over a multiple of x between {lo} and {hi}: nothing follows from that"
+            ))
+            .help("give a smaller domain.norm, or padded carriers"));
+        }
+        let bound = |x: f64| x >= 0.0 && x.is_finite();
+        let ascending = self.constants.windows(2).all(|w| w[0].0 < w[1].0);
+        let fits = self.constants.iter().all(|(j, c)| *j < hidden_size && c.is_finite());
+        if ascending && fits && bound(self.bound) && bound(self.rounding) && bound(self.residue) {
             return Ok(());
         }
-        Err(Error::input(format!(
-            "the norm hands over a multiple of x between {lo} and {hi}: nothing follows from that"
-        ))
-        .help("give a smaller domain.norm, or padded carriers"))
+        Err(Error::input("the constants that the norm reads, or their bounds, are not in order"))
     }
 
-    /// sup |⟨w, what is read⟩ − ⟨w, x⟩| where |⟨w, x⟩| ≤ `size`.
-    pub(crate) fn shift(&self, w: &[f64], size: f64) -> Interval {
-        let [lo, hi] = self.scale;
-        let off = (point(1.0) - Interval::new(lo, hi)).mag();
-        let scaled = if off == 0.0 { Interval::ZERO } else { point(off) * point(size) };
-        let dropped = self.dropped.iter().filter(|(j, _)| w.get(*j).is_some_and(|w| *w != 0.0));
-        dropped.fold(scaled, |sum, (j, bound)| sum + point(hi) * point(w[*j].abs()) * point(*bound))
+    /// ⟨v, C⟩, of a vector given by enclosures.
+    fn constant(&self, v: &[Interval]) -> Interval {
+        self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j] * point(*c))
     }
 
-    /// sup s
-    pub(crate) fn largest(&self) -> f64 {
-        self.scale[1]
+    /// sup |⟨v, s·x⟩| where ‖x‖ ≤ `radius`.
+    fn of_stream(&self, v: &[Interval], radius: f64) -> Interval {
+        let carries = |j: usize| self.constants.binary_search_by_key(&j, |c| c.0).is_ok();
+        let all = point(norm_of(v.iter().copied())) * point(radius);
+        let elsewhere = v.iter().enumerate().filter(|(j, _)| !carries(*j)).map(|(_, v)| *v);
+        let there = self.constants.iter().fold(Interval::ZERO, |sum, (j, _)| sum + v[*j].abs() * point(self.bound));
+        let apart = point(norm_of(elsewhere)) * point(radius) + there;
+        point(self.scale[1]) * point(all.hi().min(apart.hi()))
+    }
+
+    /// sup |(s − 1)·⟨v, C⟩ + s·⟨v, τ⟩|
+    fn of_constants(&self, v: &[Interval]) -> Interval {
+        let rounded = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
+        self.off() * point(self.constant(v).mag()) + point(self.scale[1]) * point(self.rounding) * rounded
+    }
+
+    /// sup |s − 1|
+    fn off(&self) -> Interval {
+        point((point(1.0) - Interval::new(self.scale[0], self.scale[1])).mag())
+    }
+
+    /// sup |κ|: the error of a bias p − ⟨v, C⟩ that is written in `format`.
+    fn of_bias(&self, v: &[Interval], p: f64, format: Format) -> Interval {
+        let products = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
+        if products.hi() == 0.0 && format.round(p) == p {
+            return Interval::ZERO;
+        }
+        let size = point(p.abs()) + point(self.constant(v).mag());
+        // Half a unit in the last place, half the least subnormal, and the f64 sum of the products.
+        point(format.unit() / 2.0) * size + point(format.least()) + products * point(f64::exp2(-40.0))
     }
 }
 
@@ -187,7 +230,7 @@ pub(crate) fn derive_units(
     reading: &Reading,
 ) -> Result<BlockProof> {
     let d = block.hidden_size();
-    reading.check()?;
+    reading.check(d)?;
     if let Some(r) = norm
         && !(r > 0.0 && r.is_finite())
     {
@@ -265,11 +308,11 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         }
         _ => vec![0.0; c.w.len()],
     };
-    // What is read has norm s·‖x‖ at most.
-    let read_radius = (point(radius) * point(reading.largest())).hi();
     let size = upper(point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius));
-    let delta_rows =
-        upper(point(norm_of(shift.iter().map(|x| point(*x)))) * point(read_radius) + reading.shift(&c.w, size));
+    let points = |v: &[f64]| v.iter().map(|x| point(*x)).collect::<Vec<_>>();
+    let shifted: Vec<Interval> = c.w.iter().zip(&shift).map(|(w, r)| point(*w) + point(*r)).collect();
+    let scaled = reading.off() * point(size);
+    let delta_rows = upper(reading.of_stream(&points(&shift), radius) + scaled + reading.of_constants(&shifted));
     // What z can be: the claimed range, and |z| ≤ ‖w‖R + |b|; the shifted ẑ a little more.
     let reach = (point(size) + point(c.b.abs())).hi();
     let lo = (point(c.domain.lo().max(-reach)) - point(delta_rows)).lo();
@@ -299,15 +342,12 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
     for (k, n) in c.stack.neurons.iter().enumerate() {
         let unit = c.units.start + k;
         let row = |m: &nalgebra::DMatrix<f64>, bias: Option<f64>, slope: f64, offset: f64| -> f64 {
-            let rest = m
-                .row(unit)
-                .iter()
-                .zip(&c.w)
-                .zip(&shift)
-                .map(|((g, w), r)| point(*g) - point(slope) * (point(*w) + point(*r)))
-                .collect::<Vec<_>>();
-            let s = point(bias.unwrap_or(0.0)) - point(slope) * point(c.b) - point(offset);
-            (point(norm_of(rest.into_iter())) * point(read_radius) + s.abs()).hi()
+            let g = m.row(unit).iter().map(|g| point(*g)).collect::<Vec<_>>();
+            let rest = g.iter().zip(&shifted).map(|(g, w)| *g - point(slope) * *w).collect::<Vec<_>>();
+            let bias = bias.unwrap_or(0.0);
+            let s = point(bias) - point(slope) * point(c.b) - point(offset);
+            let own = reading.of_constants(&rest) + reading.of_bias(&g, bias, block.format);
+            (reading.of_stream(&rest, radius) + s.abs() + own).hi()
         };
         let e = row(&block.gate, block.gate_bias.as_ref().map(|b| b[unit]), n.weight, n.bias);
         let gate = (point(n.weight) * z + point(n.bias)).inflate(e);

@@ -18,6 +18,8 @@ use crate::certify::Domain;
 use crate::lower::{Family, Triple, Witness};
 use crate::stack::Stack;
 
+/// A slope, and the points q and p of the line that has it.
+type Line = (f64, usize, usize);
 /// A target in floating point.
 type Target<'a> = &'a (dyn Fn(f64) -> f64 + Sync);
 
@@ -92,7 +94,7 @@ fn greedy(z: &[f64], f: &[f64], e: f64, count: usize) -> Option<Vec<Triple>> {
     // Points that bound the current line from above and from below.
     let (mut above, mut below): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
     // The steepest line still possible, and the least steep: slope, the points q, p.
-    let (mut most, mut least): (Option<(f64, usize, usize)>, Option<(f64, usize, usize)>) = (None, None);
+    let (mut most, mut least): (Option<Line>, Option<Line>) = (None, None);
     let mut i = 0;
     while i < z.len() {
         let over = most.filter(|(m, _, p)| f[i] - e > f[*p] + e + m * (z[i] - z[*p]));

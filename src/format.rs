@@ -48,6 +48,16 @@ impl Format {
         })
     }
 
+    /// Its least positive number.
+    pub fn least(self) -> f64 {
+        match self {
+            Format::F16 => f64::exp2(-24.0),
+            Format::Bf16 => f64::exp2(-133.0),
+            Format::F32 => f64::exp2(-149.0),
+            Format::F64 => f64::from_bits(1),
+        }
+    }
+
     /// The nearest number of the format (ties to even); infinite beyond its range.
     pub fn round(self, x: f64) -> f64 {
         match self {

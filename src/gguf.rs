@@ -270,7 +270,7 @@ impl GgufFile {
         }
     }
 
-    fn parse(place: String, bytes: Bytes) -> Result<Self> {
+    pub(crate) fn parse(place: String, bytes: Bytes) -> Result<Self> {
         let parsed = head(bytes.as_slice()).and_then(|(mut head, data)| {
             head.ranges = ranges(&head, &data, bytes.as_slice().len())?;
             Ok(head)

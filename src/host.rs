@@ -7,7 +7,8 @@
 //! weights on them, b = b_1 + b_2 + …, each part a number of the format, so that 16-bit weights lose nothing of it. What
 //! is added to every token (an output bias, and −C, which removes the constants) comes from hidden units of constant
 //! value: gate 128 and up 1 make σ(128)·1 = 128 in every format for every σ that approaches the identity.
-//! With *borrowed* carriers, whose normed value is not constant, biases stand in bias tensors.
+//! With *borrowed* carriers, whose normed value is not constant, biases stand in bias tensors; rows have been written so that they
+//! read next to nothing of the constants ([`Carriers::project`]), and biases take out the rest.
 
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
@@ -253,16 +254,16 @@ fn borrowed(block: &Block, c: &Carriers, weights: Format, removes: bool) -> Resu
         c.constants.iter().for_each(|k| bias[k.coordinate] -= c.value(k));
     }
     mlp.down_bias = Some(bias.map(|b| weights.round(b)));
-    // The borrowed coordinate holds x_j + C there: it is not read.
-    for k in &c.constants {
-        mlp.gate.column_mut(k.coordinate).fill(0.0);
-        if let Some(up) = &mut mlp.up {
-            up.column_mut(k.coordinate).fill(0.0);
-        }
-    }
-    for b in [&mut mlp.gate_bias, &mut mlp.up_bias].into_iter().flatten() {
-        b.apply(|x| *x = weights.round(*x));
-    }
+    // The borrowed coordinates hold x_j + C_j there: what a row reads of C is taken out of its bias.
+    let compensated = |rows: &DMatrix<f64>, bias: &Option<DVector<f64>>| {
+        let of_row = |i: usize| {
+            let row: Vec<f64> = rows.row(i).iter().copied().collect();
+            weights.round(bias.as_ref().map_or(0.0, |b| b[i]) - c.constant(&row))
+        };
+        DVector::from_fn(rows.nrows(), |i, _| of_row(i))
+    };
+    mlp.gate_bias = Some(compensated(&block.gate, &block.gate_bias));
+    mlp.up_bias = block.up.as_ref().map(|up| compensated(up, &block.up_bias));
     mlp.bias_format = weights;
     Ok(mlp)
 }

@@ -40,7 +40,7 @@
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
-//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`block`], [`certificate`], [`files`] |
+//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
@@ -93,6 +93,7 @@ pub mod spec;
 pub mod splice;
 pub mod stack;
 pub mod tensors;
+pub mod vectors;
 pub mod verify;
 
 pub use compile::{Compiled, Options, PreActivation, Response, Target, compile};

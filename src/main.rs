@@ -130,7 +130,7 @@ struct Splice {
     /// How many layers an intervention may take: auto, 1 or 2; without it, what the specification says
     #[arg(long, value_name = "N", value_parser = Depth::from_str)]
     layers: Option<Depth>,
-    /// The coordinates to borrow, best first; without it the program chooses quiet ones
+    /// Coordinates that may be borrowed; without it the program chooses among quiet ones
     #[arg(long, value_name = "J", value_delimiter = ',')]
     borrow: Vec<usize>,
     /// Print the plan and its cost; write nothing

@@ -154,6 +154,17 @@ pub struct Solution {
     pub method: Method,
     /// which budget kept a better candidate out, in words
     pub binding: Option<String>,
+    /// how to construct the like of it
+    pub(crate) recipe: Option<Recipe>,
+}
+
+/// Which of the constructions a stack is: the same one serves responses that differ in their constants only.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recipe {
+    /// slope of the steep neurons; `None`: an exact construction
+    beta: Option<f64>,
+    radius: Rational,
+    ordinal: usize,
 }
 
 struct Candidate {
@@ -170,7 +181,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     request.budget.check()?;
     let Request { target, source, domain, .. } = request;
     let (jumps, delta) = band(request)?;
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: None };
+    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None };
     construct(&mut field, &jumps)?;
     if request.budget.inert && !field.is_inert() {
         inert::construct(&mut field)?;
@@ -200,7 +211,8 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
 pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     request.budget.check()?;
     let (jumps, delta) = band(request)?;
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()) };
+    let mut field =
+        Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()), recipe: None };
     construct(&mut field, &jumps)?;
     // Nothing at all: where a format ruins every construction, the constant in the middle may be the best.
     let (lo, hi) =
@@ -228,13 +240,16 @@ fn band(request: &Request<'_>) -> Result<(Vec<f64>, f64)> {
 fn construct(field: &mut Field<'_>, jumps: &[f64]) -> Result<()> {
     let (request, delta) = (field.request, field.delta);
     for radius in radii(delta) {
-        for ideal in constructions(request.target, &request.setting(radius))? {
+        let found = constructions(request.target, &request.setting(radius.clone()))?;
+        for (ordinal, ideal) in found.into_iter().enumerate() {
+            field.recipe = Some(Recipe { beta: None, radius: radius.clone(), ordinal });
             field.enter_ideal(ideal, Method::Construction)?;
         }
         if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
             break;
         }
     }
+    field.recipe = None;
     if field.has_exact() {
         return Ok(());
     }
@@ -265,10 +280,39 @@ fn steep_stacks(request: &Request<'_>, target: &Expr, beta: f64, radius: Rationa
 }
 
 fn enter_steep(field: &mut Field<'_>, beta: f64, radius: Rational) -> Result<()> {
-    for ideal in steep_stacks(field.request, field.request.target, beta, radius)? {
+    for (ordinal, ideal) in
+        steep_stacks(field.request, field.request.target, beta, radius.clone())?.into_iter().enumerate()
+    {
+        field.recipe = Some(Recipe { beta: Some(beta), radius: radius.clone(), ordinal });
         field.enter_ideal(ideal, Method::Steep)?;
     }
+    field.recipe = None;
     Ok(())
+}
+
+/// The stack that a recipe gives for another response, rounded but not certified: for callers that certify what they
+/// make of it. `None` where it gives none within the limits.
+pub(crate) fn like(request: &Request<'_>, recipe: &Recipe) -> Result<Option<(IdealStack, Stack<f64>)>> {
+    let radius = recipe.radius.clone();
+    let found = match recipe.beta {
+        None => constructions(request.target, &request.setting(radius))?,
+        Some(beta) => steep_stacks(request, request.target, beta, radius)?,
+    };
+    let Some(ideal) = found.into_iter().nth(recipe.ordinal) else { return Ok(None) };
+    let stack = rounded(request, &ideal)?;
+    Ok(over_limit(&stack, &request.budget).is_none().then_some((ideal, stack)))
+}
+
+/// A construction in the numbers of the format.
+fn rounded(request: &Request<'_>, ideal: &IdealStack) -> Result<Stack<f64>> {
+    let (format, biases) = (request.format, request.bias_format());
+    let mut stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
+    stack.constant = biases.round(stack.constant);
+    for n in &mut stack.neurons {
+        (n.weight, n.bias, n.out) = (format.round(n.weight), biases.round(n.bias), format.round(n.out));
+        n.up = n.up.map(|(w, b)| (format.round(w), biases.round(b)));
+    }
+    Ok(stack)
 }
 
 /// How bad a ramp of half width `radius` turns out: a narrow one overshoots, a wide one leaks out of the band.
@@ -371,6 +415,8 @@ struct Field<'a> {
     certified: usize,
     /// everything that was certified, where a caller wants to choose
     all: Option<Vec<Solution>>,
+    /// of the construction that is entered
+    recipe: Option<Recipe>,
 }
 
 impl Field<'_> {
@@ -379,13 +425,7 @@ impl Field<'_> {
     }
 
     fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
-        let (format, biases) = (self.request.format, self.request.bias_format());
-        let mut stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
-        stack.constant = biases.round(stack.constant);
-        for n in &mut stack.neurons {
-            (n.weight, n.bias, n.out) = (format.round(n.weight), biases.round(n.bias), format.round(n.out));
-            n.up = n.up.map(|(w, b)| (format.round(w), biases.round(b)));
-        }
+        let stack = rounded(self.request, &ideal)?;
         self.enter(Candidate { stack, ideal: Some(ideal), method })?;
         Ok(())
     }
@@ -427,7 +467,8 @@ impl Field<'_> {
         };
         self.certified += 1;
         let epsilon = certificate.epsilon();
-        let solution = Solution { stack, ideal, certificate, method, binding: None };
+        let recipe = self.recipe.clone().filter(|_| ideal.is_some());
+        let solution = Solution { stack, ideal, certificate, method, binding: None, recipe };
         if let Some(all) = &mut self.all {
             all.push(solution.clone());
         }

@@ -19,7 +19,7 @@ use std::str::FromStr;
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::carriers::{Carriers, Kind};
+use crate::carriers::{Carriers, Kind, POOL};
 use crate::certificate::CertificateFile;
 use crate::compile::{Compiled, Depth, Draft, Options, Target, draft};
 use crate::derive::Reading;
@@ -259,6 +259,10 @@ impl Checkpoint {
         if path.is_file() && !is_gguf(path) {
             return Err(Error::input(format!("no checkpoint: {} is no GGUF file", path.display()))
                 .help("name a .gguf file, or the directory that holds config.json and the weights in safetensors"));
+        }
+        if !path.exists() && !is_gguf(path) {
+            return Err(Error::io(format!("no checkpoint: {}", path.display()), std::io::ErrorKind::NotFound.into())
+                .help("name a directory or a .gguf file; a model of a hub is downloaded first (hf download MODEL --local-dir DIR)"));
         }
         gguf::Checkpoint::open(path).map(|c| Checkpoint::Gguf(Box::new(c)))
     }
@@ -537,15 +541,18 @@ fn insertions(
                 Error::input("borrowed carriers need domain.norm: their size is a compromise that depends on ‖x‖")
                     .help("give domain.norm, a bound on the norm of the residuals, or use padded carriers")
             })?;
-            let candidates = candidates(checkpoint, sites, &options.borrow)?;
-            Carriers::borrowed(host.hidden_size, &candidates, host.stream, norm)?
+            let pool = quiet(checkpoint, sites, &options.borrow)?;
+            let read = sites.iter().flat_map(|s| &s.target.responses).flat_map(|r| &r.pre_activations);
+            let rows: Vec<&[f64]> = read.map(|p| p.w.as_slice()).collect();
+            Carriers::borrowed(host.hidden_size, &pool, &rows, host.stream, norm)?
         }
     };
     let mut next = 1;
     let mut planned = Vec::with_capacity(sites.len());
-    for (site, draft) in sites.iter().zip(drafts) {
+    for (site, mut draft) in sites.iter().zip(drafts) {
         let norm = site.spec.domain.norm;
-        let reading = reading(&carriers, host, norm, site.spec.domain.borrowed);
+        let reading = reading(&carriers, host, norm, site.spec.domain.borrowed).at(|| place(site))?;
+        draft.project(&carriers);
         let compiled = draft.prove(&reading).at(|| place(site))?;
         let layers = lower(&compiled.insertion(), &carriers, host.weights).at(|| place(site))?;
         if let Some(l) = layers.iter().find(|l| l.mlp.intermediate_size() > host.intermediate_size) {
@@ -574,14 +581,19 @@ fn insertions(
 
 /// What the neutralised norm hands to an MLP in place of x. Without a bound on ‖x‖ a certificate speaks of the pre-activations
 /// that are read.
-fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Reading {
+fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Result<Reading> {
     let eps = host.norm_eps * carriers.other_eps();
-    norm.map_or(Reading::exact(), |norm| carriers.reading(host.stream, norm, borrowed, eps))
+    norm.map_or(Ok(Reading::exact()), |norm| carriers.reading(host.stream, norm, borrowed, eps))
 }
 
-/// The coordinates to borrow, best first: quiet ones that no intervention needs to read.
-fn candidates(checkpoint: &Checkpoint, sites: &[Site<'_>], borrow: &[usize]) -> Result<Vec<usize>> {
+/// The coordinates that may be borrowed, quietest first, each with how loud it is: those that the user names, or the quietest.
+fn quiet(checkpoint: &Checkpoint, sites: &[Site<'_>], borrow: &[usize]) -> Result<Vec<(usize, f64)>> {
     let d = checkpoint.host().hidden_size;
+    let mut loudness = vec![0.0; d];
+    for site in sites {
+        loudness.iter_mut().zip(checkpoint.loudness(site.layer)?).for_each(|(sum, l)| *sum += l / sites.len() as f64);
+    }
+    let named = |order: &[usize]| order.iter().map(|j| (*j, loudness[*j])).collect::<Vec<_>>();
     if !borrow.is_empty() {
         let mut sorted = borrow.to_vec();
         sorted.sort_unstable();
@@ -593,22 +605,12 @@ fn candidates(checkpoint: &Checkpoint, sites: &[Site<'_>], borrow: &[usize]) -> 
         if sorted.windows(2).any(|w| w[0] == w[1]) {
             return Err(Error::input("a coordinate to borrow is named twice"));
         }
-        return Ok(borrow.to_vec());
-    }
-    let mut score = vec![0.0; d];
-    for site in sites {
-        // Σ w_j², relative to its average: a borrowed coordinate is not read.
-        let mut reading = vec![0.0; d];
-        for p in site.target.responses.iter().flat_map(|r| &r.pre_activations) {
-            let square: f64 = p.w.iter().map(|w| w * w).sum::<f64>() / d as f64;
-            reading.iter_mut().zip(&p.w).for_each(|(sum, w)| *sum += w * w / square.max(f64::MIN_POSITIVE));
-        }
-        let loudness = checkpoint.loudness(site.layer)?;
-        score.iter_mut().zip(loudness.iter().zip(&reading)).for_each(|(s, (l, r))| *s += l * (1.0 + r));
+        return Ok(named(borrow));
     }
     let mut order: Vec<usize> = (0..d).collect();
-    order.sort_by(|a, b| score[*a].total_cmp(&score[*b]));
-    Ok(order)
+    order.sort_by(|a, b| loudness[*a].total_cmp(&loudness[*b]));
+    order.truncate(POOL);
+    Ok(named(&order))
 }
 
 impl Plan {
@@ -707,11 +709,12 @@ impl Manifest {
             let dir = folder.join(&entry.directory);
             let verified = verify(&dir).map_err(derived)?;
             let (certificate, insertion) = (&verified.file, verified.insertion());
-            let borrowed = certificate.reading.dropped.first().map(|d| d.1);
+            let borrowed = Some(certificate.reading.bound);
+            let read = reading(&self.carriers, &self.host, entry.norm, borrowed).map_err(derived)?;
             if (&certificate.source, certificate.form, certificate.format)
                 != (&self.host.source, self.host.form, self.host.weights)
                 || certificate.norm != entry.norm
-                || certificate.reading != reading(&self.carriers, &self.host, entry.norm, borrowed)
+                || certificate.reading != read
             {
                 return Err(wrong(format!("the certificate of layer {} is for another host", entry.layer)));
             }

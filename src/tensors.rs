@@ -1,23 +1,24 @@
-//! Safetensors files, memory-mapped: vectors and matrices of floats, read as `f64` one value at a time.
+//! Files of named tensors, memory-mapped: safetensors, NumPy's `.npy` and `.npz`, PyTorch's `.pt`. Vectors and matrices of
+//! floats are read as `f64`, one value, row or column at a time.
 //!
-//! Knows nothing of SAEs. Opening parses the header only; nothing is read of a tensor until it is asked for, and no
-//! allocation is sized by a number that the file merely claims: the header must lie inside the file and must account
-//! for every byte that follows it.
+//! Knows nothing of SAEs. Opening parses headers only; nothing is read of a tensor until it is asked for, and no
+//! allocation is sized by a number that the file merely claims: every tensor must lie inside of the file.
+//!
+//! | file | told by | header |
+//! |---|---|---|
+//! | safetensors | | `tensors/safetensors.rs` |
+//! | `.npy` | `\x93NUMPY` | `tensors/npy.rs` |
 
+mod npy;
+mod safetensors;
+
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::tensor::Metadata;
-
 use crate::error::{Error, Result, nearest};
 pub use crate::format::Format;
-
-/// Bytes before the header: its length as a little-endian u64.
-const LENGTH_BYTES: usize = 8;
-
-/// The largest header that is parsed, the format's own limit.
-const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// Text of a file for a message: control characters escaped, never long.
 pub(crate) fn quoted(text: &str) -> String {
@@ -29,13 +30,37 @@ pub(crate) fn quoted(text: &str) -> String {
     format!("'{short}'")
 }
 
-/// An open safetensors file.
+/// An open file of named tensors.
 #[derive(Debug)]
 pub struct TensorFile {
     place: String,
     bytes: Bytes,
-    data_start: usize,
-    metadata: Metadata,
+    entries: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// What a header says of a tensor. Whoever makes one has checked that it lies inside of the file.
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    /// Its number format, or the name of one that is not read here.
+    format: std::result::Result<Format, String>,
+    /// Dimensions, and for each the distance between neighbours, in values. The product of the dimensions does not overflow.
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    /// Where its bytes lie in the file.
+    span: Range<usize>,
+}
+
+/// Distances between neighbours where the last axis runs fastest. `None` if the number of values overflows.
+fn row_major(shape: &[usize]) -> Option<Vec<usize>> {
+    let mut strides = vec![1; shape.len()];
+    let mut count = 1usize;
+    for (stride, n) in strides.iter_mut().zip(shape).rev() {
+        *stride = count;
+        count = count.checked_mul((*n).max(1))?;
+    }
+    Some(strides)
 }
 
 /// A file's bytes.
@@ -73,7 +98,7 @@ impl Bytes {
 }
 
 impl TensorFile {
-    /// Maps a file and parses its header.
+    /// Maps a safetensors file and parses its header.
     ///
     /// The file must not be shortened or rewritten while it is open, as with every memory-mapped file.
     ///
@@ -81,20 +106,48 @@ impl TensorFile {
     /// If the file cannot be opened, or is no safetensors file, or is not complete.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(path.display().to_string(), Bytes::map(path, "name a .safetensors file")?)
+        Self::parse(path.display().to_string(), Bytes::map(path, "name a .safetensors file")?, safetensors::entries)
     }
 
-    /// A file that is in memory already; `place` names it in messages.
+    /// As [`TensorFile::open`] for a file of any kind that is read here; its first bytes say which it is.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn open_any(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::any(path.display().to_string(), Bytes::map(path, "name a file of tensors: .safetensors or .npy")?)
+    }
+
+    /// A safetensors file that is in memory already; `place` names it in messages.
     ///
     /// # Errors
     /// If the bytes are no complete safetensors file.
     pub fn from_bytes(place: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Result<Self> {
-        Self::parse(place.into(), Bytes::Owned(bytes.into()))
+        Self::parse(place.into(), Bytes::Owned(bytes.into()), safetensors::entries)
     }
 
-    fn parse(place: String, bytes: Bytes) -> Result<Self> {
-        match header(bytes.as_slice()) {
-            Ok((data_start, metadata)) => Ok(TensorFile { place, bytes, data_start, metadata }),
+    /// A file of any kind that is in memory already; `place` names it in messages.
+    ///
+    /// # Errors
+    /// If the bytes are no complete file of tensors.
+    pub fn any_from_bytes(place: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Result<Self> {
+        Self::any(place.into(), Bytes::Owned(bytes.into()))
+    }
+
+    pub(crate) fn any(place: String, bytes: Bytes) -> Result<Self> {
+        let stem = Path::new(&place).file_stem().map_or("array".into(), |s| s.to_string_lossy().into_owned());
+        Self::parse(place, bytes, |bytes| match bytes {
+            [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Ok(vec![npy::entry(stem, bytes, 0)?]),
+            _ => safetensors::entries(bytes),
+        })
+    }
+
+    fn parse(place: String, bytes: Bytes, entries: impl FnOnce(&[u8]) -> Result<Vec<Entry>>) -> Result<Self> {
+        match entries(bytes.as_slice()) {
+            Ok(entries) => {
+                let index = entries.iter().enumerate().map(|(k, e)| (e.name.clone(), k)).collect();
+                Ok(TensorFile { place, bytes, entries, index })
+            }
             Err(e) => Err(e.at(place)),
         }
     }
@@ -106,12 +159,25 @@ impl TensorFile {
 
     /// The tensors' names, in the order of their data.
     pub fn names(&self) -> Vec<String> {
-        self.metadata.offset_keys()
+        self.entries.iter().map(|e| e.name.clone()).collect()
     }
 
     /// Is there a tensor of that name?
     pub fn contains(&self, name: &str) -> bool {
-        self.metadata.info(name).is_some()
+        self.index.contains_key(name)
+    }
+
+    /// A tensor's dimensions, slowest first, whatever its number format.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.entries[*self.index.get(name)?].shape)
+    }
+
+    /// The name of a tensor's number format, also of one that is not read here.
+    pub fn format_name(&self, name: &str) -> Option<String> {
+        Some(match &self.entries[*self.index.get(name)?].format {
+            Ok(format) => format.to_string(),
+            Err(other) => other.clone(),
+        })
     }
 
     /// A tensor of floats.
@@ -123,23 +189,21 @@ impl TensorFile {
     }
 
     fn find(&self, name: &str) -> Result<Tensor<'_>> {
-        let Some(info) = self.metadata.info(name) else {
+        let Some(entry) = self.index.get(name).map(|k| &self.entries[*k]) else {
             return Err(self.missing(name));
         };
-        let Some(format) = Format::of(info.dtype) else {
-            return Err(Error::input(format!("tensor {} holds {:?}", quoted(name), info.dtype))
-                .help("convert it to F16, BF16, F32 or F64"));
-        };
-        let (start, end) = info.data_offsets;
-        let data = self.bytes.as_slice().get(self.data_start..).and_then(|data| data.get(start..end));
+        let format = entry.format.as_ref().map_err(|other| {
+            Error::input(format!("tensor {} holds {other}", quoted(name))).help("convert it to F16, BF16, F32 or F64")
+        })?;
+        let data = self.bytes.as_slice().get(entry.span.clone());
         let data = data.ok_or_else(|| Error::input(format!("tensor {} lies outside of the file", quoted(name))))?;
-        Ok(Tensor { file: self, name: name.to_string(), format, shape: &info.shape, data })
+        Ok(Tensor { file: self, entry, format: *format, data })
     }
 
     /// Where a tensor's bytes lie in the file: for those who copy them without holding them.
     pub fn span(&self, name: &str) -> Option<Range<u64>> {
-        let (start, end) = self.metadata.info(name)?.data_offsets;
-        Some((self.data_start + start) as u64..(self.data_start + end) as u64)
+        let span = &self.entries[*self.index.get(name)?].span;
+        Some(span.start as u64..span.end as u64)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -160,59 +224,24 @@ impl TensorFile {
     }
 }
 
-/// Where the data starts, and what the header says of it.
-fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Err(Error::input("a Git LFS pointer, not the file it stands for").help("run 'git lfs pull' first"));
-    }
-    let short = || Error::input(format!("truncated: {} bytes are no safetensors file", bytes.len()));
-    let length = bytes.first_chunk::<LENGTH_BYTES>().ok_or_else(short)?;
-    let claimed = u64::from_le_bytes(*length);
-    let rest = &bytes[LENGTH_BYTES..];
-    let length = usize::try_from(claimed).ok().filter(|n| *n <= rest.len()).ok_or_else(|| {
-        Error::input(format!(
-            "the header claims {claimed} bytes, {} follow: truncated or no safetensors file",
-            rest.len()
-        ))
-    })?;
-    if length > MAX_HEADER_BYTES {
-        return Err(Error::input(format!("the header has {length} bytes, more than the format's {MAX_HEADER_BYTES}")));
-    }
-    let (text, data) = rest.split_at(length);
-    // The parse checks that shapes, number formats and offsets agree and that tensors neither overlap nor leave gaps.
-    let metadata: Metadata =
-        serde_json::from_slice(text).map_err(|e| Error::input(format!("malformed header: {e}")))?;
-    let promised = metadata.data_len();
-    if promised > data.len() {
-        return Err(Error::input(format!("truncated: {} of {promised} bytes of tensor data are there", data.len()))
-            .help("download or copy the file again"));
-    }
-    if promised < data.len() {
-        return Err(Error::input(format!("{} bytes follow the last tensor", data.len() - promised))
-            .help("the header does not describe this file: download or write it again"));
-    }
-    Ok((LENGTH_BYTES + length, metadata))
-}
-
 /// One tensor of a [`TensorFile`].
 #[derive(Clone, Debug)]
 pub struct Tensor<'a> {
     file: &'a TensorFile,
-    name: String,
+    entry: &'a Entry,
     format: Format,
-    shape: &'a [usize],
     data: &'a [u8],
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
     /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> &'a str {
+        &self.entry.name
     }
 
     /// Its dimensions, slowest first.
-    pub fn shape(&self) -> &[usize] {
-        self.shape
+    pub fn shape(&self) -> &'a [usize] {
+        &self.entry.shape
     }
 
     /// Its number format.
@@ -222,17 +251,17 @@ impl Tensor<'_> {
 
     /// The number of its values.
     pub fn len(&self) -> usize {
-        self.data.len() / self.format.bytes()
-    }
-
-    /// Its bytes, little-endian, the last axis running fastest.
-    pub fn data(&self) -> &[u8] {
-        self.data
+        self.shape().iter().product()
     }
 
     /// Has it no values?
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
+    }
+
+    /// Its bytes, little-endian, as they lie in the file: in a safetensors file with the last axis running fastest.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
     }
 
     /// Insists on a shape; `meaning` says what its dimensions are, as in `[d_in, d_sae]`.
@@ -240,11 +269,11 @@ impl Tensor<'_> {
     /// # Errors
     /// If the shape is another.
     pub fn expect_shape(&self, shape: &[usize], meaning: &str) -> Result<()> {
-        if self.shape == shape {
+        if self.shape() == shape {
             return Ok(());
         }
-        let what = format!("tensor {} has shape {}, not {meaning} = {shape:?}", quoted(&self.name), self.shape_text());
-        Err(Error::input(what).at(self.file.place.clone()))
+        let what = format!("tensor {} has shape {}, not {meaning} = {shape:?}", quoted(self.name()), self.shape_text());
+        Err(self.error(what))
     }
 
     /// The value at a position in row-major order, exactly.
@@ -252,19 +281,37 @@ impl Tensor<'_> {
     /// # Errors
     /// If the position is past the end, or the value is NaN or infinite.
     pub fn get(&self, position: usize) -> Result<f64> {
+        if position >= self.len() {
+            let what = format!("tensor {} has {} values, none at position {position}", quoted(self.name()), self.len());
+            return Err(self.error(what));
+        }
+        self.at(self.offset(position), || self.coordinates(position))
+    }
+
+    /// How many values behind the first the one at a position in row-major order lies.
+    fn offset(&self, position: usize) -> usize {
+        let mut rest = position;
+        let axes = self.shape().iter().zip(&self.entry.strides).rev();
+        axes.map(|(n, stride)| {
+            let k = rest % n;
+            rest /= n;
+            k * stride
+        })
+        .sum()
+    }
+
+    /// The value that lies so many values behind the first in the file.
+    fn at(&self, offset: usize, coordinates: impl Fn() -> Vec<usize>) -> Result<f64> {
         let size = self.format.bytes();
-        let bytes = position.checked_mul(size).and_then(|start| self.data.get(start..start.checked_add(size)?));
-        let value = bytes.and_then(|b| self.format.read(b));
-        match value {
+        let bytes = offset.checked_mul(size).and_then(|start| self.data.get(start..start.checked_add(size)?));
+        match bytes.and_then(|b| self.format.read(b)) {
             Some(v) if v.is_finite() => Ok(v),
             Some(v) => Err(self
-                .error(format!("tensor {}{:?} is {v}", quoted(&self.name), self.coordinates(position)))
+                .error(format!("tensor {}{:?} is {v}", quoted(self.name()), coordinates()))
                 .help("every value that is used must be finite: repair or replace the file")),
-            None => Err(self.error(format!(
-                "tensor {} has {} values, none at position {position}",
-                quoted(&self.name),
-                self.len()
-            ))),
+            None => {
+                Err(self.error(format!("tensor {}{:?} lies outside of the file", quoted(self.name()), coordinates())))
+            }
         }
     }
 
@@ -273,11 +320,11 @@ impl Tensor<'_> {
     /// # Errors
     /// If it has more than one dimension that is longer than 1, or a value is not finite.
     pub fn vector(&self) -> Result<Vec<f64>> {
-        if self.shape.iter().filter(|n| **n != 1).count() > 1 {
-            let what = format!("tensor {} has shape {}, not that of a vector", quoted(&self.name), self.shape_text());
+        if self.shape().iter().filter(|n| **n != 1).count() > 1 {
+            let what = format!("tensor {} has shape {}, not that of a vector", quoted(self.name()), self.shape_text());
             return Err(self.error(what).help("name a tensor of one dimension, or take a row of this one"));
         }
-        (0..self.len()).map(|k| self.get(k)).collect()
+        self.values()
     }
 
     /// All values, the last axis running fastest.
@@ -285,7 +332,9 @@ impl Tensor<'_> {
     /// # Errors
     /// If a value is not finite.
     pub fn values(&self) -> Result<Vec<f64>> {
-        (0..self.len()).map(|k| self.get(k)).collect()
+        let in_order = row_major(self.shape()).is_some_and(|s| s == self.entry.strides);
+        let offset = |k| if in_order { k } else { self.offset(k) };
+        (0..self.len()).map(|k| self.at(offset(k), || self.coordinates(k))).collect()
     }
 
     /// One row of a two-dimensional tensor.
@@ -293,15 +342,46 @@ impl Tensor<'_> {
     /// # Errors
     /// If it is not two-dimensional, there is no such row, or a value is not finite.
     pub fn row(&self, row: usize) -> Result<Vec<f64>> {
-        let &[rows, columns] = self.shape else {
-            let what = format!("tensor {} has shape {}, not that of a matrix", quoted(&self.name), self.shape_text());
-            return Err(self.error(what));
-        };
-        if row >= rows {
-            let what = format!("tensor {} has no row {row}", quoted(&self.name));
-            return Err(self.error(what).help(valid_range("rows", rows)));
+        let (rows, columns) = self.matrix()?;
+        self.has("row", row, rows)?;
+        let (down, across) = (self.entry.strides[0], self.entry.strides[1]);
+        (0..columns).map(|k| self.at(row * down + k * across, || vec![row, k])).collect()
+    }
+
+    /// Some columns of a two-dimensional tensor, in the order asked for: one pass over the rows, at the asked columns only.
+    ///
+    /// # Errors
+    /// If it is not two-dimensional, there is no such column, or a value is not finite.
+    pub fn columns(&self, columns: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let (rows, width) = self.matrix()?;
+        columns.iter().try_for_each(|c| self.has("column", *c, width))?;
+        let (down, across) = (self.entry.strides[0], self.entry.strides[1]);
+        let mut out = vec![Vec::with_capacity(rows); columns.len()];
+        for row in 0..rows {
+            for (values, &column) in out.iter_mut().zip(columns) {
+                values.push(self.at(row * down + column * across, || vec![row, column])?);
+            }
         }
-        (row * columns..(row + 1) * columns).map(|k| self.get(k)).collect()
+        Ok(out)
+    }
+
+    fn matrix(&self) -> Result<(usize, usize)> {
+        match *self.shape() {
+            [rows, columns] => Ok((rows, columns)),
+            _ => {
+                let what =
+                    format!("tensor {} has shape {}, not that of a matrix", quoted(self.name()), self.shape_text());
+                Err(self.error(what))
+            }
+        }
+    }
+
+    fn has(&self, what: &str, index: usize, count: usize) -> Result<()> {
+        if index < count {
+            return Ok(());
+        }
+        let text = format!("tensor {} has no {what} {index}", quoted(self.name()));
+        Err(self.error(text).help(valid_range(&format!("{what}s"), count)))
     }
 
     fn error(&self, what: String) -> Error {
@@ -310,7 +390,7 @@ impl Tensor<'_> {
 
     fn coordinates(&self, position: usize) -> Vec<usize> {
         let mut rest = position;
-        let mut coordinates: Vec<usize> = (self.shape.iter().rev())
+        let mut coordinates: Vec<usize> = (self.shape().iter().rev())
             .map(|&n| {
                 let k = rest % n.max(1);
                 rest /= n.max(1);
@@ -323,11 +403,11 @@ impl Tensor<'_> {
 
     fn shape_text(&self) -> String {
         const SHOWN: usize = 6;
-        match self.shape.get(..SHOWN) {
-            Some(first) if self.shape.len() > SHOWN => {
-                format!("{first:?} and {} dimensions more", self.shape.len() - SHOWN)
+        match self.shape().get(..SHOWN) {
+            Some(first) if self.shape().len() > SHOWN => {
+                format!("{first:?} and {} dimensions more", self.shape().len() - SHOWN)
             }
-            _ => format!("{:?}", self.shape),
+            _ => format!("{:?}", self.shape()),
         }
     }
 }
@@ -362,12 +442,11 @@ pub fn read_vector(path: impl AsRef<Path>, name: &str) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use ::safetensors::tensor::{Dtype, TensorView, serialize};
     use half::{bf16, f16};
-    use safetensors::tensor::Dtype;
 
     use super::*;
     use proptest::prelude::*;
-    use safetensors::tensor::{TensorView, serialize};
 
     /// A safetensors file from (name, number format, shape, bytes).
     pub(crate) fn file(tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
@@ -471,11 +550,13 @@ pub(crate) mod tests {
     }
 
     /// Asks for everything that a file claims to hold.
-    fn exercise(bytes: Vec<u8>) {
-        let Ok(f) = TensorFile::from_bytes("x", bytes) else { return };
+    pub(crate) fn exercise(bytes: Vec<u8>) {
+        let Ok(f) = TensorFile::any_from_bytes("x", bytes) else { return };
         for name in f.names() {
+            let _ = (f.shape(&name), f.format_name(&name), f.span(&name));
             if let Ok(t) = f.tensor(&name) {
                 let _ = (t.vector(), t.row(0), t.get(t.len()), t.expect_shape(&[1], "[1]"));
+                let _ = (t.values(), t.columns(&[0]));
             }
         }
     }

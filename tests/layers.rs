@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 43] = [
+const ORDER: [&str; 44] = [
     "error",
     "interval",
     "rational",
@@ -30,6 +30,7 @@ const ORDER: [&str; 43] = [
     "files",
     "tensors",
     "gguf",
+    "vectors",
     "block",
     "derive",
     "gated",

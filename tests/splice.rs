@@ -630,6 +630,35 @@ fn borrowed_f32() {
 }
 
 #[test]
+fn borrowed_coordinates_are_read() {
+    // Every coordinate is loud, and the features read all of them.
+    let w = Work::new(&Model::default());
+    w.spec(|s| s["domain"] = json!({"range": [-40, 40], "norm": 60, "borrowed": 10}));
+    w.command(&["--carriers", "borrowed"]).assert().code(predicate::in_iter([0, 3]));
+    assert_eq!(w.check().0, 0, "{}", w.check().1);
+    let (seen, _) = forward(&read(&w.path("out")), &TOKENS, &|_, _| ());
+    let mut by_hook = seen[1].clone();
+    by_hook.iter_mut().for_each(|x| w.features.intervene(x));
+    let error = largest(&seen[2], &by_hook);
+    assert!(error <= certified(&w.path("out"), 1) + MEAN, "{error:e}");
+    let manifest: Value = serde_json::from_slice(&fs::read(w.path("out/neurograft/splice.json")).unwrap()).unwrap();
+    let constants = manifest["carriers"]["constants"].as_array().unwrap();
+    let borrowed: Vec<usize> = constants.iter().map(|c| c["coordinate"].as_u64().unwrap() as usize).collect();
+    // What it would be if the coordinates that hold constants were not read.
+    let mut unread = seen[1].clone();
+    for x in &mut unread {
+        let whole = x.clone();
+        borrowed.iter().for_each(|j| x[*j] = 0.0);
+        let before = x.clone();
+        w.features.intervene(x);
+        x.iter_mut().zip(whole).zip(before).for_each(|((x, whole), before)| *x += whole - before);
+    }
+    let careless = largest(&unread, &by_hook);
+    // Seen: a hundredth. The rest is ⟨w, Ĉ⟩·⟨x, Ĉ⟩ and s − 1 on four features, in a model without quiet coordinates.
+    assert!(error <= 0.05 * careless, "{error:e}, and {careless:e} without reading them");
+}
+
+#[test]
 fn several_sites_each_with_its_own_features() {
     // After layers 0 and 2 of 3: an SAE each; the second file's hook is overruled by `layer`.
     let model = Model { layers: 4, shards: 3, quiet: vec![11], ..Model::default() };
@@ -829,6 +858,13 @@ fn the_same_input_gives_the_same_bytes() {
     w.command(&[]).assert().code(2).stderr(contains("is there already").and(contains("--force")));
     w.command(&["--force"]).assert().success();
     assert!(hashes(&w) == first);
+    // What somebody has put there is not a splice's to remove; an engine might take a stray file for weights.
+    fs::write(w.path("out/notes.txt"), "mine").unwrap();
+    w.command(&["--force"]).assert().code(2).stderr(contains("holds notes.txt").and(contains("move it away")));
+    assert_eq!(w.check().0, 0, "{}", w.check().1);
+    fs::rename(w.path("out/notes.txt"), w.path("out/pytorch_model.bin")).unwrap();
+    let (code, said) = w.check();
+    assert!(code != 0 && said.contains("pytorch_model.bin is no part of the splice"), "{said}");
     fs::remove_dir_all(w.path("out")).unwrap();
     fs::create_dir(w.path("out")).unwrap();
     w.command(&["--force"]).assert().success();
@@ -1056,6 +1092,9 @@ fn requests_that_are_refused() {
     refused(&model, &["not replaced"], |_| vec!["--output", "spec.json", "--force"]);
     refused(&model, &["nowhere"], |_| vec!["--output", "nowhere/out"]);
     refused(&model, &["is no kind of carriers"], |_| vec!["--carriers", "none"]);
+    let mut hub = neurograft();
+    hub.args(["splice", "examples/ablate.toml", "--model", "someone/some-model", "--dry-run"]);
+    hub.assert().code(2).stderr(contains("no checkpoint").and(contains("hf download")));
     neurograft().args(["splice", "--check", "/nowhere"]).assert().code(2).stderr(contains("splice.json"));
     neurograft().args(["splice", "spec.json"]).assert().code(2);
 }

@@ -33,7 +33,9 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
     let mut notes = Vec::new();
     if c.kind == Kind::Borrowed {
         let all = "the certificate allows for all of |x_j| up to domain.borrowed, or domain.norm without it";
-        notes.push(format!("borrowed coordinates are not read, and lose their low bits: {all}"));
+        notes.push(format!(
+            "borrowed coordinates lose their low bits, and what x has along the constants is not read: {all}"
+        ));
     }
     for site in sites {
         notes.push(match site.norm {
@@ -70,8 +72,15 @@ fn list(numbers: impl IntoIterator<Item = usize>) -> String {
 }
 
 fn constants(c: &Carriers) -> String {
-    let constants = c.constants.iter().map(|k| format!("{}·2^{} in coordinate {}", k.a, c.exponent, k.coordinate));
-    constants.collect::<Vec<_>>().join(", ")
+    let mut values: Vec<i32> = c.constants.iter().map(|k| k.a).collect();
+    values.sort_unstable_by_key(|a| -a);
+    values.dedup();
+    let share = |a: &i32| {
+        let at: Vec<usize> = c.constants.iter().filter(|k| k.a == *a).map(|k| k.coordinate).collect();
+        let several = if at.len() > 1 { "s" } else { "" };
+        format!("{a}·2^{} in coordinate{several} {}", c.exponent, list(at))
+    };
+    values.iter().map(share).collect::<Vec<_>>().join("; ")
 }
 
 fn carriers(c: &Carriers) -> String {
@@ -115,7 +124,7 @@ pub(super) fn plan(plan: &Plan) -> String {
     line(
         "model",
         format!(
-            "{}, {} layers, {} {} units, weights {}, stream {}",
+            "{}, {} layers, {} {} units, inserted weights {}, stream {}",
             plan.architecture, h.layers, h.intermediate_size, h.source, h.weights, h.stream
         ),
     );

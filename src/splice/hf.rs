@@ -4,7 +4,7 @@
 //! the shard of the layer that they follow. Everything is written to a directory beside the output, which is then renamed.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::host::{Host, InsertedLayer};
 use crate::stack::Form;
 use crate::tensors::quoted;
 
-use super::{Change, Cost, FOLDER, MANIFEST_FILE, Plan, Progress, card, origins};
+use super::{Change, Cost, FOLDER, MANIFEST_FILE, Manifest, Plan, Progress, card, origins};
 
 mod check;
 mod layout;
@@ -196,6 +196,21 @@ fn object(path: &Path) -> Result<(Vec<u8>, Map<String, Value>)> {
         Ok(_) => Err(Error::input("not a JSON object").at(place)),
         Err(e) => Err(Error::input(format!("malformed JSON: {e}")).at(place)),
     }
+}
+
+/// What stands in a directory, in order; names that are no UTF-8 aside.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io(format!("cannot read {}", dir.display()), e);
+    let entries = fs::read_dir(dir).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    let mut names: Vec<String> = entries.iter().filter_map(|e| e.file_name().to_str().map(String::from)).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Would an engine take a file of that name for weights?
+fn is_weights(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    OTHER_WEIGHTS.contains(&extension) || name.ends_with(".index.json")
 }
 
 fn pretty(map: &Map<String, Value>) -> Vec<u8> {
@@ -392,10 +407,27 @@ impl Checkpoint {
                 .at(place())
                 .help("--force replaces what `neurograft splice` has written, nothing else"));
         }
-        match kept.iter().find(|p| real(p).is_ok_and(|p| p.starts_with(&target))) {
-            Some(p) => Err(Error::input(format!("{} lies in it: it would be lost", p.display())).at(place())),
+        if let Some(p) = kept.iter().find(|p| real(p).is_ok_and(|p| p.starts_with(&target))) {
+            return Err(Error::input(format!("{} lies in it: it would be lost", p.display())).at(place()));
+        }
+        match self.strangers(output)?.first() {
+            Some(name) => Err(Error::input(format!("holds {name}, which is no part of a splice: it would be lost"))
+                .at(place())
+                .help("move it away, or name another directory")),
             None => Ok(()),
         }
+    }
+
+    /// What stands in an earlier splice's directory that a splice of this checkpoint does not write.
+    fn strangers(&self, output: &Path) -> Result<Vec<String>> {
+        let mut known: BTreeSet<String> = self.others()?.into_iter().collect();
+        known.extend([CONFIG_FILE, INDEX_FILE, README, SOURCE_README, FOLDER].map(String::from));
+        if let Ok(manifest) = Manifest::read(&output.join(FOLDER)) {
+            known.extend(manifest.files.into_keys());
+        }
+        let mut names = names(output)?;
+        names.retain(|n| !known.contains(n));
+        Ok(names)
     }
 
     /// Writes the spliced checkpoint.
@@ -467,22 +499,10 @@ impl Checkpoint {
 
     /// The source's other files, by name.
     fn others(&self) -> Result<Vec<String>> {
-        let failed = |e| Error::io(format!("cannot read {}", self.dir.display()), e);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            // A link in a cache counts as what it points to.
-            let is_file = fs::metadata(entry.path()).is_ok_and(|m| m.is_file());
-            let Some(name) = entry.file_name().to_str().map(String::from).filter(|_| is_file) else { continue };
-            let extension = Path::new(&name).extension().and_then(|e| e.to_str()).unwrap_or_default();
-            let weights = OTHER_WEIGHTS.contains(&extension)
-                || name.ends_with(".index.json")
-                || [CONFIG_FILE, "params.json", SOURCE_README].contains(&name.as_str());
-            if !weights {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
+        let mut names = names(&self.dir)?;
+        // A link in a cache counts as what it points to.
+        names.retain(|name| fs::metadata(self.dir.join(name)).is_ok_and(|m| m.is_file()));
+        names.retain(|name| !is_weights(name) && ![CONFIG_FILE, "params.json", SOURCE_README].contains(&name.as_str()));
         Ok(names)
     }
 

@@ -204,4 +204,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ImportError, OSError, ValueError) as e:
+        sys.exit(f"the test could not be run: {type(e).__name__}: {e}")

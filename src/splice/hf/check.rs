@@ -17,7 +17,7 @@ use crate::host::InsertedLayer;
 use super::super::{Checked, FOLDER, Manifest, Progress, origins};
 use super::layout::{self, Layout};
 use super::shard::{Content, Entry, grid};
-use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, object};
+use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, is_weights, names, object};
 
 /// Verifies a spliced checkpoint from its files alone. In order:
 ///
@@ -26,7 +26,7 @@ use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, 
 /// 3. exactly the tensors that it calls for, in the files that the index names;
 /// 4. the inserted layers, bit for bit what the certified blocks lower to; biases that the source has none of are 0, and so is
 ///    all padding;
-/// 5. the files' SHA-256.
+/// 5. the files' SHA-256, and no other file of weights beside them.
 pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
     let place = || output.display().to_string();
     let folder = output.join(FOLDER);
@@ -70,6 +70,10 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
         }
         if found.len() != manifest.files.len() {
             return Err(Error::disagreement("another number of files of weights"));
+        }
+        let strange = |n: &String| is_weights(n) && !manifest.files.contains_key(n) && n != INDEX_FILE;
+        if let Some(name) = names(output)?.into_iter().find(strange) {
+            return Err(Error::disagreement(format!("{name} is no part of the splice, and an engine may load it")));
         }
         if total != manifest.cost.bytes.after {
             return Err(Error::disagreement("the weights have another size than the manifest says"));
