@@ -39,7 +39,7 @@
 //! | trusted: numbers | [`interval`], [`rational`], [`number`] |
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
-//! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
+//! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
