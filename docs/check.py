@@ -612,8 +612,8 @@ def check_fit(line, rng):
 
 # ---- a directory --------------------------------------------------------------------------------------------------
 
-NULLABLE = {"norm", "first_block_sha256", "gates", "total", "tolerance", "ideal", "rounding", "epsilon_outside", "overshoot", "leak"}
-TOP = "version arithmetic source form format hidden_size between intermediate_size norm reading block_sha256 first_block_sha256 gates responses total"
+NULLABLE = {"calibration", "norm", "first_block_sha256", "gates", "total", "tolerance", "ideal", "rounding", "epsilon_outside", "overshoot", "leak"}
+TOP = "version arithmetic source form format hidden_size between intermediate_size norm reading block_sha256 first_block_sha256 gates responses total deployed calibration"
 RESPONSE = "name carried expression pre_activation target w b v domain tolerance first_unit constant neurons ideal certificate rounding"
 TERM = "name conditions payload pre_activations v domain tolerance delta guards carried first_unit units open figures"
 

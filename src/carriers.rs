@@ -30,6 +30,7 @@
 //! ([`Carriers::borrowed`] searches for them). All constants are powers of two times 2^k, exact in every format.
 
 use nalgebra::{DMatrix, DVector};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::derive::Reading;
@@ -66,6 +67,15 @@ pub struct Constant {
     pub a: i32,
 }
 
+/// Coordinates of the model that may be borrowed, and how loud they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// n of them, quietest first
+    pub coordinates: Vec<usize>,
+    /// the second moments of the stream there, up to a factor: [n, n]
+    pub moments: DMatrix<f64>,
+}
+
 /// The plan of a neutralised norm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,12 +98,12 @@ pub struct Carriers {
 const MOST_EXPONENT: u32 = 54;
 /// 2^40·√H outgrows every residual seen by far, and its squares (2^88) are far from overflow.
 const USUAL_EXPONENT: u32 = 40;
-/// Borrowed coordinates share the constants; more of them leave the search more freedom, and sum up more of what x holds there.
-const BORROWED: usize = 16;
-/// How many quiet coordinates are looked at for each one that is borrowed.
-pub const POOL: usize = 64;
-/// Searches for coordinates and signs.
-const STARTS: usize = 32;
+/// At least how many coordinates share borrowed constants: more of them leave the search more freedom, and sum up more of what x
+/// holds there.
+const SHARES: [usize; 3] = [1, 8, 32];
+/// Searches for coordinates and signs, and how often each is kicked in vain before it ends. Annealing found worse ones.
+const STARTS: u64 = 4;
+const KICKS: usize = 1500;
 
 impl Carriers {
     /// New coordinates: the smallest hidden size that is a multiple of `multiple` and has room.
@@ -136,39 +146,34 @@ impl Carriers {
         Ok(Carriers { kind: Kind::Padded, live, hidden_size, exponent, constants, guards })
     }
 
-    /// Some of the model's own coordinates, out of a pool of (coordinate, how loud it is); with signs, such that the rows that
-    /// are read are as orthogonal to C as can be.
+    /// Some of the model's own coordinates, out of a pool; with signs, such that the rows that are read are nearly orthogonal to C,
+    /// and x too.
     ///
-    /// ½(‖x‖/‖C‖)² of the read values is lost to the norm, and ‖C‖·2^−p of the stream to rounding, p its bits: the sum is
-    /// least at ‖C‖ = 2^(p/3)·‖x‖.
+    /// ½(‖x‖/‖C‖)² of z is lost to the norm, and ‖C‖·2^−p of the stream to rounding, p its bits: the sum is least at
+    /// ‖C‖ = 2^(p/3)·‖x‖. (A typical z is smaller and would do with less; but tokens beyond the domain, a sequence's first one
+    /// above all, are read the better the larger C is.)
     ///
     /// Errors: a pool with fewer coordinates than the hidden size has squares; a stream that cannot hold the constants.
-    pub fn borrowed(
-        hidden_size: usize,
-        pool: &[(usize, f64)],
-        rows: &[&[f64]],
-        stream: Format,
-        norm: f64,
-    ) -> Result<Carriers> {
+    pub fn borrowed(hidden_size: usize, pool: &Pool, rows: &[&[f64]], stream: Format, norm: f64) -> Result<Carriers> {
         // Few squares or many: one silent coordinate may be best, or the signs of many.
-        let mut shares: Vec<Vec<u32>> = (1..=BORROWED).filter_map(|count| powers_of_four(hidden_size, count)).collect();
+        let mut shares: Vec<Vec<u32>> = SHARES.iter().filter_map(|count| powers_of_four(hidden_size, *count)).collect();
         shares.dedup();
         let least = shares.first().map_or(0, Vec::len);
-        shares.retain(|powers| powers.len() <= pool.len());
+        shares.retain(|powers| powers.len() <= pool.coordinates.len());
         if shares.is_empty() {
             return Err(Error::input(format!(
                 "{} coordinates to borrow, a hidden size of {hidden_size} needs {least} at least",
-                pool.len()
+                pool.coordinates.len()
             )));
         }
-        let precision = bits(stream);
-        let ideal = (f64::exp2(precision / 3.0) * norm / (hidden_size as f64).sqrt()).log2().round();
+        let dominant = f64::exp2(bits(stream) / 3.0);
+        let ideal = (dominant * norm / (hidden_size as f64).sqrt()).log2().round();
         let largest = shares.iter().flatten().copied().max().unwrap_or(1);
         let most = most_exponent(stream, largest);
         let exponent = ideal.clamp(0.0, f64::from(MOST_EXPONENT)) as u32;
         if exponent > most {
             let size = f64::exp2(f64::from(most)) * (hidden_size as f64).sqrt();
-            return Err(too_large(stream, size / f64::exp2(precision / 3.0)));
+            return Err(too_large(stream, size / dominant));
         }
         let size = f64::exp2(f64::from(exponent)) * (hidden_size as f64).sqrt();
         let mut constants = orthogonal(&shares, pool, rows, norm / size);
@@ -422,87 +427,118 @@ fn reciprocal_is_exact(n: usize) -> bool {
 /// Which coordinates of the pool take which a of one of the `shares`, with which sign: such that with c = a/√H and all rows ŵ of length 1
 ///
 /// ```text
-/// (Σ_f ⟨ŵ_f, c⟩² + ε)·Σ_j c_j²·l_j
+/// (Σ_f ⟨ŵ_f, c⟩² + ε)·E⟨x, c⟩²
 /// ```
 ///
-/// is small, l_j the loudness (a mean square of x_j). The first factor is what rows lose for each unit of ⟨x, c⟩, ε what s − 1 costs them (a typical
-/// |z| is an eighth of the largest), the second how large ⟨x, c⟩ is. Found by sweeps of exchanges from several starts.
-/// `ratio`: ‖x‖/‖C‖.
-fn orthogonal(shares: &[Vec<u32>], pool: &[(usize, f64)], rows: &[&[f64]], ratio: f64) -> Vec<Constant> {
+/// is small. The first factor is what rows lose for each unit of ⟨x, c⟩, ε what s − 1 costs them (a typical |z| is a sixteenth of
+/// the largest). Found by exchanges. `ratio`: ‖x‖/‖C‖.
+fn orthogonal(shares: &[Vec<u32>], pool: &Pool, rows: &[&[f64]], ratio: f64) -> Vec<Constant> {
+    let n = pool.coordinates.len();
     let size =
         shares.iter().flatten().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt() / (shares.len() as f64).sqrt();
-    let mut gram = DMatrix::<f64>::zeros(pool.len(), pool.len());
+    let mut read = DMatrix::<f64>::zeros(n, n);
     for row in rows {
         let length = row.iter().map(|w| w * w).sum::<f64>().sqrt();
         if length > 0.0 {
-            let part = DVector::from_iterator(pool.len(), pool.iter().map(|(j, _)| row[*j] / length));
-            gram.ger(1.0, &part, &part, 1.0);
+            let part = DVector::from_iterator(n, pool.coordinates.iter().map(|j| row[*j] / length));
+            read.ger(1.0, &part, &part, 1.0);
         }
     }
-    let floor = rows.len().max(1) as f64 * (ratio / 8.0).powi(2);
-    let loud: Vec<f64> = pool.iter().map(|(_, l)| *l).collect();
-    let best = shares
-        .iter()
-        .flat_map(|powers| (0..STARTS).map(move |start| (powers, start)))
-        .map(|(powers, start)| {
-            // The quietest coordinates, with the signs of a Walsh function.
-            let sign = |i: usize| if (i & start).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
-            let at = |i: usize| powers.get(i).map_or(0.0, |a| f64::from(*a) / size * sign(i));
-            let mut search = Exchange::new(&gram, &loud, floor, DVector::from_fn(pool.len(), |i, _| at(i)));
-            while search.sweep() {}
-            search
+    let floors = [
+        rows.len().max(1) as f64 * (ratio / 16.0).powi(2),
+        // Where nothing writes to the pool, rows still count.
+        1e-9 * pool.moments.trace() / n as f64 + f64::MIN_POSITIVE,
+    ];
+    let starts: Vec<_> = shares.iter().flat_map(|powers| (0..STARTS).map(move |seed| (powers, seed))).collect();
+    let found: Vec<Exchange<'_>> = starts
+        .into_par_iter()
+        .map(|(powers, seed)| {
+            // The quietest coordinates, with random signs.
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut at =
+                |i: usize| powers.get(i).map_or(0.0, |a| f64::from(*a) / size * [1.0, -1.0][random.usize(..2)]);
+            let c = DVector::from_fn(n, |i, _| at(i));
+            Exchange::new([&read, &pool.moments], floors, c).descended().kicked(&mut random)
         })
-        .min_by(|a, b| a.cost().total_cmp(&b.cost()));
-    let chosen = best.map_or_else(|| DVector::zeros(pool.len()), |b| b.c);
-    let constant = |(c, (j, _)): (&f64, &(usize, f64))| Constant { coordinate: *j, a: (c * size).round() as i32 };
-    chosen.iter().zip(pool).map(constant).filter(|c| c.a != 0).collect()
+        .collect();
+    let best = found.into_iter().min_by(|a, b| a.cost().total_cmp(&b.cost()));
+    let chosen = best.map_or_else(|| DVector::zeros(n), |b| b.c);
+    let constant = |(c, j): (&f64, &usize)| Constant { coordinate: *j, a: (c * size).round() as i32 };
+    chosen.iter().zip(&pool.coordinates).map(constant).filter(|c| c.a != 0).collect()
 }
 
-/// The state of [`orthogonal`]'s search.
+/// The state of [`orthogonal`]'s search (iterated local search: Lourenço, Martin, Stützle 2003): c, and two quadratic forms whose product is to be small.
 struct Exchange<'a> {
-    gram: &'a DMatrix<f64>,
-    loud: &'a [f64],
-    floor: f64,
+    forms: [&'a DMatrix<f64>; 2],
+    floors: [f64; 2],
     c: DVector<f64>,
-    /// gram·c
-    image: DVector<f64>,
-    /// c·gram·c and Σ c²·l
-    parts: [f64; 2],
+    /// form·c
+    images: [DVector<f64>; 2],
+    /// c·form·c
+    values: [f64; 2],
 }
 
 impl<'a> Exchange<'a> {
-    fn new(gram: &'a DMatrix<f64>, loud: &'a [f64], floor: f64, c: DVector<f64>) -> Self {
-        let image = gram * &c;
-        let parts = [image.dot(&c), c.iter().zip(loud).map(|(c, l)| c * c * l).sum()];
-        Exchange { gram, loud, floor, c, image, parts }
+    fn new(forms: [&'a DMatrix<f64>; 2], floors: [f64; 2], c: DVector<f64>) -> Self {
+        let images = forms.map(|f| f * &c);
+        let values = [images[0].dot(&c), images[1].dot(&c)];
+        Exchange { forms, floors, c, images, values }
+    }
+
+    /// At a local minimum.
+    fn descended(mut self) -> Self {
+        while self.sweep() {}
+        self
+    }
+
+    /// The best of a chain of local minima, each after a few random exchanges of the best before.
+    fn kicked(mut self, random: &mut fastrand::Rng) -> Self {
+        let mut idle = 0;
+        while idle < KICKS {
+            idle += 1;
+            let mut c = self.c.clone();
+            for _ in 0..3 {
+                let (i, k) = (random.usize(..c.len()), random.usize(..c.len()));
+                c.swap_rows(i, k);
+                c[i] = -c[i];
+            }
+            let next = Exchange::new(self.forms, self.floors, c).descended();
+            if next.cost() < self.cost() * (1.0 - 1e-9) {
+                self = next;
+                idle = 0;
+            }
+        }
+        self
     }
 
     fn cost(&self) -> f64 {
-        self.of(self.parts)
+        self.of(self.values)
     }
 
-    fn of(&self, [rows, loud]: [f64; 2]) -> f64 {
-        // Where nothing writes to the pool, rows still count.
-        (rows.max(0.0) + self.floor) * (loud + 1e-12)
+    fn of(&self, values: [f64; 2]) -> f64 {
+        (values[0].max(0.0) + self.floors[0]) * (values[1].max(0.0) + self.floors[1])
     }
 
     /// Puts x and y in the places i and k if that is better by more than rounding.
     fn attempt(&mut self, i: usize, k: usize, x: f64, y: f64) {
         let (dx, dy) = (x - self.c[i], if i == k { 0.0 } else { y - self.c[k] });
-        let g = self.gram;
-        let rows = self.parts[0]
-            + 2.0 * (dx * self.image[i] + dy * self.image[k])
-            + dx * dx * g[(i, i)]
-            + dy * dy * g[(k, k)]
-            + 2.0 * dx * dy * g[(i, k)];
-        let square = |j: usize, d: f64| ((self.c[j] + d).powi(2) - self.c[j].powi(2)) * self.loud[j];
-        let parts = [rows, self.parts[1] + square(i, dx) + if i == k { 0.0 } else { square(k, dy) }];
-        if self.of(parts) < self.cost() * (1.0 - 1e-9) {
-            self.parts = parts;
+        let value = |q: usize| {
+            let (f, image) = (self.forms[q], &self.images[q]);
+            self.values[q]
+                + 2.0 * (dx * image[i] + dy * image[k])
+                + dx * dx * f[(i, i)]
+                + dy * dy * f[(k, k)]
+                + 2.0 * dx * dy * f[(i, k)]
+        };
+        let values = [value(0), value(1)];
+        if self.of(values) < self.cost() * (1.0 - 1e-9) {
+            self.values = values;
             self.c[i] += dx;
             self.c[k] += dy;
-            self.image.axpy(dx, &g.column(i), 1.0);
-            self.image.axpy(dy, &g.column(k), 1.0);
+            for (image, form) in self.images.iter_mut().zip(self.forms) {
+                image.axpy(dx, &form.column(i), 1.0);
+                image.axpy(dy, &form.column(k), 1.0);
+            }
         }
     }
 
@@ -565,9 +601,14 @@ mod tests {
         assert!(plan(None).is_err());
     }
 
+    /// A pool of equally loud, independent coordinates.
+    fn evenly(coordinates: Vec<usize>) -> Pool {
+        Pool { moments: DMatrix::identity(coordinates.len(), coordinates.len()), coordinates }
+    }
+
     #[test]
     fn the_scale_encloses_what_a_norm_computes() {
-        let pool: Vec<(usize, f64)> = (100..164).map(|j| (j, 1.0)).collect();
+        let pool = evenly((100..164).collect());
         let c = Carriers::borrowed(576, &pool, &[], Format::F32, 240.0).unwrap();
         c.check().unwrap();
         let s = c.scale(240.0, 0.0, 3.0, 1e-5);
@@ -588,10 +629,10 @@ mod tests {
         };
         let rows: Vec<Vec<f64>> = (0..8).map(row).collect();
         let rows: Vec<&[f64]> = rows.iter().map(Vec::as_slice).collect();
-        let pool: Vec<(usize, f64)> = (0..POOL).map(|j| (9 * j, 1.0)).collect();
+        let pool = evenly((0..64).map(|j| 9 * j).collect());
         let c = Carriers::borrowed(576, &pool, &rows, Format::F32, 240.0).unwrap();
         c.check().unwrap();
-        assert!(c.constants.len() >= BORROWED && c.constants.iter().any(|k| k.a < 0));
+        assert!(c.constants.len() >= 16 && c.constants.iter().any(|k| k.a < 0));
         for row in &rows {
             let length = row.iter().map(|w| w * w).sum::<f64>().sqrt();
             let size = 24.0 * f64::exp2(f64::from(c.exponent));
@@ -606,10 +647,10 @@ mod tests {
     #[test]
     fn a_pool_without_choice_is_taken_whole() {
         // 576 = 2·256 + 64
-        let pool = [(95, 1.0), (3, 2.0), (50, 1.0)];
+        let pool = evenly(vec![95, 3, 50]);
         let c = Carriers::borrowed(576, &pool, &[], Format::F32, 240.0).unwrap();
         c.check().unwrap();
         assert_eq!(c.constants.iter().map(|k| k.coordinate).collect::<Vec<_>>(), [3, 50, 95]);
-        assert!(Carriers::borrowed(576, &pool[..2], &[], Format::F32, 240.0).is_err());
+        assert!(Carriers::borrowed(576, &evenly(vec![95, 3]), &[], Format::F32, 240.0).is_err());
     }
 }

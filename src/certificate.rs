@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
 use crate::certify::{Domain, Figures};
+use crate::deployed::Deployed;
 use crate::derive::{BlockProof, PreActivation, Reading, ResponseClaim, Rounding, Total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
@@ -17,6 +18,8 @@ use crate::gates::{Term, decompose};
 use crate::number::Number;
 use crate::ridge::split;
 use crate::stack::{Form, Neuron, Stack};
+use crate::tensors::Bytes;
+use crate::tokens::Calibration;
 
 /// The version of the file format.
 pub const VERSION: u32 = 1;
@@ -63,6 +66,10 @@ pub struct CertificateFile {
     pub gates: Option<GatesFile>,
     /// the sum over the responses; null without a norm
     pub total: Option<Total>,
+    /// what the block does in the arithmetics of engines, as far as that was asked for
+    pub deployed: Vec<Deployed>,
+    /// bounds on functionals of x that `deployed` rests on; null: on ‖x‖ ≤ R alone
+    pub calibration: Option<Calibration>,
 }
 
 /// One response in the file.
@@ -340,9 +347,11 @@ impl CertificateFile {
     /// Reads the file. Errors: it is missing, malformed, of another version or arithmetic.
     pub fn read(path: &Path) -> Result<Self> {
         let place = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read", e)).at(place)?;
-        let file: CertificateFile =
-            serde_json::from_str(&text).map_err(|e| Error::input(format!("not a certificate: {e}"))).at(place)?;
+        // Mapped: a file that is no certificate is not read to its end.
+        let bytes = Bytes::map(path, "name a certificate.json")?;
+        let file: CertificateFile = serde_json::from_slice(bytes.as_slice())
+            .map_err(|e| Error::input(format!("not a certificate: {e}")))
+            .at(place)?;
         if file.version != VERSION {
             return Err(Error::unsupported(format!(
                 "certificate version {}, this program knows {VERSION}",
@@ -462,6 +471,15 @@ impl CertificateFile {
             differ("figures", &t.figures, f).at(|| t.name.clone())?;
         }
         differ("reach", &gates.reach, &proof.reach)
+    }
+
+    /// Compares what is said of engines with what was derived. Error: the first figure that differs.
+    pub fn agrees_with_deployed(&self, deployed: &[Deployed], calibration: &Option<Calibration>) -> Result<()> {
+        for (claimed, derived) in self.deployed.iter().zip(deployed) {
+            differ("deployed", claimed, derived).at(|| claimed.arithmetic.clone())?;
+        }
+        differ("deployed: the number of arithmetics", &self.deployed.len(), &deployed.len())?;
+        differ("calibration", &self.calibration, calibration)
     }
 
     fn claim(&self, r: &ResponseFile) -> Result<ResponseClaim> {

@@ -15,6 +15,7 @@ use crate::certificate::{
     NeuronFile, PreActivationFile, ResponseFile, TermFile, VERSION, sha256,
 };
 use crate::certify::{Domain, Status};
+use crate::deployed::{Blocks, Deployed, deploy_all};
 pub use crate::derive::PreActivation;
 use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive, total};
 use crate::error::{At, Error, Result};
@@ -27,6 +28,7 @@ use crate::ridge::split;
 use crate::solve::{Budget, Solution};
 use crate::stack::{Form, Neuron, Stack};
 use stacks::solve_all;
+use crate::tokens::{Calibration, Tokens};
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +108,19 @@ pub struct Options {
     pub budget: Budget,
     /// R: the certificate holds for ‖x‖ ≤ R; without it, it speaks of the pre-activations only
     pub norm: Option<f64>,
+    /// arithmetics of engines to certify as well, by name ([`crate::arithmetic`]); they also decide between one layer and two
+    pub arithmetic: Vec<String>,
+    /// samples of the residual stream that narrow the tokens for which `arithmetic` is certified
+    pub samples: Option<Samples>,
+}
+
+/// Samples of the residual stream, see [`crate::tokens`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    /// [d, tokens]
+    pub residuals: DMatrix<f64>,
+    /// how far beyond what they show the certificate is to hold
+    pub margin: f64,
 }
 
 impl Default for Options {
@@ -120,6 +135,8 @@ impl Default for Options {
             depth: Depth::default(),
             budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
             norm: None,
+            arithmetic: Vec::new(),
+            samples: None,
         }
     }
 }
@@ -128,6 +145,27 @@ impl Options {
     /// The format of the block's biases.
     pub fn bias_format(&self) -> Format {
         if self.bias_parts > 1 { Format::F32 } else { self.format }
+    }
+
+    /// What `arithmetic` asks for of blocks.
+    ///
+    /// Errors: no bound on ‖x‖; those of [`deploy_all`].
+    fn deploy(&self, blocks: Blocks<'_>, reading: &Reading) -> Result<(Vec<Deployed>, Option<Calibration>)> {
+        if self.arithmetic.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let norm = self.norm.ok_or_else(|| {
+            Error::input("deployed arithmetic needs a bound on ‖x‖: its errors grow with x").help("give domain.norm")
+        })?;
+        // Samples beyond the norm are no tokens of the certificate.
+        let within = self.samples.as_ref().map(|s| {
+            let kept: Vec<usize> = (0..s.residuals.ncols()).filter(|t| s.residuals.column(*t).norm() <= norm).collect();
+            (s.residuals.select_columns(&kept), s.margin)
+        });
+        deploy_all(blocks, &self.arithmetic, reading, || match &within {
+            Some((samples, margin)) => Tokens::sampled(norm, samples, *margin),
+            None => Ok(Tokens::ball(norm)),
+        })
     }
 
     /// A bias that the host can realise exactly: the sum of `bias_parts` numbers of the format, within f32.
@@ -251,13 +289,14 @@ pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize
             Ok(draft) if !two_layers::wanted(target) => Ok(draft),
             Ok(mut draft) => {
                 let single = draft.judge()?;
-                if single.met {
+                if single.met && options.arithmetic.is_empty() {
                     return Ok(draft);
                 }
                 let Ok(mut other) = two() else { return Ok(draft) };
                 let double = other.judge()?;
                 // Where both miss the tolerance (16 bits), a layer more must be worth it.
-                Ok(if double.met || double.bound < 0.9 * single.bound { other } else { draft })
+                let better = double.bound < 0.9 * single.bound;
+                Ok(if (double.met && !single.met) || better { other } else { draft })
             }
             Err(e) if e.is_unsupported() && two_layers::wanted(target) => two(),
             Err(e) => Err(e),
@@ -312,6 +351,17 @@ fn met<'a>(stacks: impl IntoIterator<Item = &'a ResponseProof>, gates: &[GateFig
         && gates.iter().all(|g| g.status != Status::BestEffort)
 }
 
+/// The worst bound on ‖x_out − (x + Δ(x))‖ under the arithmetics asked for, if any were.
+fn worst(options: &Options, blocks: Blocks<'_>) -> Result<Option<f64>> {
+    let deployed = match options.deploy(blocks, &Reading::exact()) {
+        Ok((deployed, _)) => deployed,
+        // What cannot be certified (an overflow in 16 bits) is the worst of choices, not the end.
+        Err(e) if e.is_unsupported() => return Ok(Some(f64::INFINITY)),
+        Err(e) => return Err(e),
+    };
+    Ok(deployed.iter().map(|d| d.total.outside).reduce(f64::max))
+}
+
 impl Draft {
     /// Proves what it does where x is read as it is, and keeps the proof for [`Draft::prove`].
     fn judge(&mut self) -> Result<Judged> {
@@ -322,13 +372,17 @@ impl Draft {
                     Some(proof) => proof,
                     None => derive(&layer.block, &layer.claims, self.options.norm, &Reading::exact())?,
                 };
-                let judged = Judged { met: met(&proof.responses, &[]), bound: outside(proof.total.as_ref()) };
+                let blocks = Blocks::One(&layer.block, &layer.claims);
+                let bound = worst(&self.options, blocks)?.unwrap_or(outside(proof.total.as_ref()));
+                let judged = Judged { met: met(&proof.responses, &[]), bound };
                 layer.proof = Some(proof);
                 Ok(judged)
             }
             Lowered::Two { layers, .. } => {
                 let p = &layers.proof;
-                Ok(Judged { met: met(p.free.iter().chain(&p.carried), &p.gated), bound: p.total.outside })
+                let bound = worst(&self.options, Blocks::Two(&layers.first, &layers.second, &layers.claim))?;
+                let bound = bound.unwrap_or(p.total.outside);
+                Ok(Judged { met: met(p.free.iter().chain(&p.carried), &p.gated), bound })
             }
         }
     }
@@ -392,6 +446,8 @@ impl Draft {
                 responses: Vec::new(),
                 gates: None,
                 total: None,
+                deployed: Vec::new(),
+                calibration: None,
             })
         };
         match lowered {
@@ -404,6 +460,8 @@ impl Draft {
                 let mut certificate = file([&block, &block], 0)?;
                 certificate.responses = describe(claims.iter(), &origins, &proof.responses, claims.len());
                 certificate.total = proof.total.clone();
+                (certificate.deployed, certificate.calibration) =
+                    options.deploy(Blocks::One(&block, &claims), reading)?;
                 Ok(Compiled { block, first: None, proof, gates: Vec::new(), reach: 0.0, certificate, solutions })
             }
             Lowered::Two { layers, responses } => {
@@ -417,6 +475,8 @@ impl Draft {
                 let proofs: Vec<_> = proof.free.iter().chain(&proof.carried).cloned().collect();
                 certificate.responses = describe(stacks.iter(), &origins, &proofs, claim.free.len());
                 certificate.total = Some(proof.total.clone());
+                (certificate.deployed, certificate.calibration) =
+                    options.deploy(Blocks::Two(&first, &second, &claim), reading)?;
                 let term = |(t, f): (&crate::gated::GatedClaim, &GateFigures)| TermFile {
                     name: t.name.clone(),
                     conditions: t.term.conditions.clone(),

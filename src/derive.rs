@@ -96,7 +96,9 @@ impl Reading {
         let bound = |x: f64| x >= 0.0 && x.is_finite();
         let ascending = self.constants.windows(2).all(|w| w[0].0 < w[1].0);
         let fits = self.constants.iter().all(|(j, c)| *j < hidden_size && c.is_finite());
-        if ascending && fits && bound(self.bound) && bound(self.rounding) && bound(self.residue) {
+        // Without constants there is nothing to bound.
+        let idle = !self.constants.is_empty() || (self.bound == 0.0 && self.rounding == 0.0);
+        if ascending && fits && idle && bound(self.bound) && bound(self.rounding) && bound(self.residue) {
             return Ok(());
         }
         Err(Error::input("the constants that the norm reads, or their bounds, are not in order"))
@@ -109,8 +111,11 @@ impl Reading {
 
     /// sup |⟨v, s·x⟩| where ‖x‖ ≤ `radius`.
     fn of_stream(&self, v: &[Interval], radius: f64) -> Interval {
-        let carries = |j: usize| self.constants.binary_search_by_key(&j, |c| c.0).is_ok();
         let all = point(norm_of(v.iter().copied())) * point(radius);
+        if self.constants.is_empty() {
+            return point(self.scale[1]) * point(all.hi());
+        }
+        let carries = |j: usize| self.constants.binary_search_by_key(&j, |c| c.0).is_ok();
         let elsewhere = v.iter().enumerate().filter(|(j, _)| !carries(*j)).map(|(_, v)| *v);
         let there = self.constants.iter().fold(Interval::ZERO, |sum, (j, _)| sum + v[*j].abs() * point(self.bound));
         let apart = point(norm_of(elsewhere)) * point(radius) + there;
@@ -131,7 +136,8 @@ impl Reading {
     /// sup |κ|: the error of a bias p − ⟨v, C⟩ that is written in `format`.
     fn of_bias(&self, v: &[Interval], p: f64, format: Format) -> Interval {
         let products = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
-        if products.hi() == 0.0 && format.round(p) == p {
+        // Without constants a bias stands as it is, perhaps as a sum of several numbers of the format.
+        if self.constants.is_empty() || products.hi() == 0.0 && format.round(p) == p {
             return Interval::ZERO;
         }
         let size = point(p.abs()) + point(self.constant(v).mag());
@@ -420,5 +426,19 @@ impl ResponseProof {
     /// The stack's figures.
     pub fn figures(&self) -> &Figures {
         self.certificate.figures()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_costs_nothing_where_no_constants_are_read() {
+        // 0.1 is no bf16 number: with padded carriers it is written as a sum of three.
+        let row = [point(1.0), point(-2.0)];
+        assert_eq!(Reading::exact().of_bias(&row, 0.1, Format::Bf16).hi(), 0.0);
+        let borrowed = Reading { constants: vec![(1, 64.0)], ..Reading::exact() };
+        assert!(borrowed.of_bias(&row, 0.1, Format::Bf16).hi() >= 128.0 * 2f64.powi(-8));
     }
 }

@@ -69,6 +69,24 @@ impl Error {
         self
     }
 
+    /// What went wrong, without where.
+    pub fn what(&self) -> String {
+        match &self.0.source {
+            Some(source) => format!("{}: {source}", self.0.what),
+            None => self.0.what.clone(),
+        }
+    }
+
+    /// Where it happened, outermost first.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        self.0.context.iter().rev().map(String::as_str)
+    }
+
+    /// What would work, if something is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.help.as_deref()
+    }
+
     /// The input is at fault: a malformed file, a bad number, an impossible budget, an unknown name.
     pub fn is_input(&self) -> bool {
         self.0.kind == Kind::Input

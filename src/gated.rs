@@ -198,7 +198,7 @@ impl TwoLayerClaim {
     }
 }
 
-fn affine(e: &Expr) -> Result<Affine> {
+pub(crate) fn affine(e: &Expr) -> Result<Affine> {
     e.affine().ok_or_else(|| Error::input(format!("{e} is not affine in the pre-activations")))
 }
 
@@ -223,7 +223,7 @@ fn row_error(
 }
 
 /// sup |form| over the domain and ‖x‖ ≤ norm.
-fn size(form: &Affine, pre: &[PreActivation], domain: Domain, norm: f64) -> Result<f64> {
+pub(crate) fn size(form: &Affine, pre: &[PreActivation], domain: Domain, norm: f64) -> Result<f64> {
     let mut sum = enclose(&form.constant);
     for (j, c) in &form.coefficients {
         sum = sum + enclose(c) * range(&pre[*j], domain, norm)?;
@@ -404,24 +404,24 @@ fn gate(
 }
 
 /// Is a + b a number of f64 without rounding? (Knuth's two-sum: the error is 0.)
-fn exact_add(a: f64, b: f64) -> bool {
+pub(crate) fn exact_add(a: f64, b: f64) -> bool {
     let sum = a + b;
     let bb = sum - a;
     (a - (sum - bb)) + (b - bb) == 0.0
 }
 
 /// A gated term's rows and columns, in high and low parts.
-struct UnitParts {
-    row_high: Vec<f64>,
-    row_low: Vec<f64>,
-    bias_high: f64,
-    bias_low: f64,
-    column_high: Vec<f64>,
-    column_low: Vec<f64>,
+pub(crate) struct UnitParts {
+    pub(crate) row_high: Vec<f64>,
+    pub(crate) row_low: Vec<f64>,
+    pub(crate) bias_high: f64,
+    pub(crate) bias_low: f64,
+    pub(crate) column_high: Vec<f64>,
+    pub(crate) column_low: Vec<f64>,
 }
 
 /// The parts of a term's units: one (no low parts), two (columns in parts), or three (rows and columns in parts).
-fn unit_parts(second: &Block, claim: &TwoLayerClaim, g: &GatedClaim) -> Result<UnitParts> {
+pub(crate) fn unit_parts(second: &Block, claim: &TwoLayerClaim, g: &GatedClaim) -> Result<UnitParts> {
     let d = claim.live;
     let up = second.up.as_ref().ok_or_else(|| Error::input("a gated term in a plain block"))?;
     let row = |u: usize| (0..d).map(|i| up[(u, i)]).collect::<Vec<f64>>();
@@ -461,7 +461,7 @@ fn reach(first: &Block, claim: &TwoLayerClaim, rows: &[GuardRow], carried: &Bloc
 }
 
 /// Everything that the bounds take for granted, exactly.
-fn structure(first: &Block, second: &Block, claim: &TwoLayerClaim) -> Result<()> {
+pub(crate) fn structure(first: &Block, second: &Block, claim: &TwoLayerClaim) -> Result<()> {
     let (d, g) = (claim.live, claim.between());
     let wrong = |text: String| Err(Error::input(text));
     if first.form != Form::Gated || second.form != Form::Gated || first.source != second.source {

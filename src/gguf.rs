@@ -26,6 +26,9 @@ const USUAL_ALIGNMENT: usize = 32;
 const MOST_DIMENSIONS: u32 = 4;
 const LONGEST_NAME: usize = 63;
 
+/// No vocabulary is larger; stepping over texts takes time.
+const MOST_TEXTS: u64 = 1 << 24;
+
 /// The kinds of metadata values; their numbers in files are their places here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs)]
@@ -477,7 +480,11 @@ impl<'a> Cursor<'a> {
                         self.take(n * size as u64, what)?;
                     }
                     None if of == Kind::Text => {
-                        for _ in 0..self.count(8, "texts of an array")? {
+                        let n = self.count(8, "texts of an array")?;
+                        if n > MOST_TEXTS {
+                            return Err(Error::unsupported(format!("{what} has {n} texts, more than {MOST_TEXTS}")));
+                        }
+                        for _ in 0..n {
                             self.text(what)?;
                         }
                     }

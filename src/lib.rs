@@ -39,13 +39,14 @@
 //! | trusted: numbers | [`interval`], [`rational`], [`number`] |
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
+//! | trusted: engines | [`arithmetic`], [`landscape`], [`exhaust`], [`running`], [`tokens`], [`deployed`] |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
-//! | what users bring | [`sae`], [`spec`], [`intervention`], [`embedded`] |
+//! | what users bring | [`sae`], [`spec`], [`source`], [`intervention`], [`embedded`] |
 //! | checkpoints | [`splice`] |
-//! | what they see | [`observe`], [`explain`], [`panels`], [`report`] |
+//! | what they see | [`inspect`], [`observe`], [`mod@calibrate`], [`explain`], [`panels`], [`report`] |
 //! | | [`error`] |
 //!
 //! `docs/architecture.md`, `docs/mathematics.md` and `docs/certificate.md` in the repository say more.
@@ -54,19 +55,23 @@
 
 pub mod activation;
 pub mod algebra;
+pub mod arithmetic;
 pub mod atom;
 pub mod block;
+pub mod calibrate;
 pub mod canonical;
 pub mod carriers;
 pub mod certificate;
 pub mod certify;
 pub mod compile;
+pub mod deployed;
 pub mod derive;
 pub mod duals;
 pub mod embedded;
 pub mod error;
 pub mod eval;
 pub mod exact;
+pub mod exhaust;
 pub mod explain;
 pub mod expr;
 pub mod files;
@@ -75,8 +80,10 @@ pub mod gated;
 pub mod gates;
 pub mod gguf;
 pub mod host;
+pub mod inspect;
 pub mod interval;
 pub mod intervention;
+pub mod landscape;
 pub mod lower;
 pub mod minimax;
 pub mod number;
@@ -87,12 +94,15 @@ pub mod rational;
 pub mod reference;
 pub mod report;
 pub mod ridge;
+pub mod running;
 pub mod sae;
 pub mod solve;
+pub mod source;
 pub mod spec;
 pub mod splice;
 pub mod stack;
 pub mod tensors;
+pub mod tokens;
 pub mod vectors;
 pub mod verify;
 

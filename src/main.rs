@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use clap::{Parser, Subcommand};
+use annotate_snippets::Renderer;
+use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 use neurograft::activation::Activation;
+use neurograft::calibrate::{self, Residuals, Settings};
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
+use neurograft::inspect::inspect;
 use neurograft::panels::panels;
 use neurograft::report;
 use neurograft::sae::Sae;
@@ -23,7 +26,7 @@ use neurograft::spec::Spec;
 use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
-use neurograft::{Error, embedded, intervention, verify};
+use neurograft::{Error, embedded, intervention, source, verify};
 
 /// Compile interventions on a language model's residual stream into certified MLP weights.
 ///
@@ -60,6 +63,18 @@ enum Command {
     Fit(Fit),
     /// Insert a specification's blocks into a checkpoint as decoder layers, or check a spliced checkpoint
     Splice(Splice),
+    /// Measure residual samples: ranges and norms for a specification, and how many tokens lie in bands and outside of ranges
+    Calibrate(Calibrate),
+    /// Say what a file or directory is: an SAE, vectors, a block, a checkpoint, a specification
+    Inspect {
+        /// What to look at
+        path: PathBuf,
+    },
+    /// Print a shell's completions: `neurograft completions bash > ~/.local/share/bash-completion/completions/neurograft`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Show how each response of a specification is realised, neuron by neuron
     Explain {
         /// The specification, TOML or JSON
@@ -136,7 +151,7 @@ struct Splice {
     /// Print the plan and its cost; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is an earlier splice, with everything that has been put into it since
+    /// Replace the output if it is an earlier splice with nothing of yours in it
     #[arg(long)]
     force: bool,
     /// Make no self-test
@@ -150,27 +165,105 @@ struct Splice {
     check: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct Calibrate {
+    /// The specification whose ranges and norm are wanted
+    #[arg(required_unless_present = "sae", conflicts_with = "sae")]
+    spec: Option<PathBuf>,
+    /// In place of a specification: an SAE, whose features are measured
+    #[arg(long, value_name = "DIR")]
+    sae: Option<PathBuf>,
+    /// With --sae: the features; without it, all
+    #[arg(long, value_name = "F", value_delimiter = ',', requires = "sae")]
+    feature: Vec<usize>,
+    /// Residuals at the place of the intervention: safetensors or .npy, a token a row, f16, bf16, f32 or f64
+    #[arg(long, value_name = "FILE")]
+    residuals: PathBuf,
+    /// The tensor that holds them; without it, `residuals` or the only one
+    #[arg(long, value_name = "NAME")]
+    tensor: Option<String>,
+    /// Which site, in a specification of several: the one after this layer
+    #[arg(long, value_name = "N")]
+    layer: Option<usize>,
+    /// The quantile q: at most 1 - q of the tokens lie beyond each end of a range, before it is widened
+    #[arg(long, value_name = "Q", default_value_t = Settings::default().quantile)]
+    quantile: f64,
+    /// How much a range is widened on each side, relative to its width
+    #[arg(long, value_name = "M", default_value_t = Settings::default().margin)]
+    margin: f64,
+    /// Tokens with norms above so many times the median are counted apart (a sequence's first tokens)
+    #[arg(long, value_name = "TIMES", default_value_t = Settings::default().massive)]
+    massive: f64,
+    /// Where to write the specification with ranges and norm filled in, in the language of the given one
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the output if it is there
+    #[arg(long)]
+    force: bool,
+}
+
 const MISSED: u8 = 3;
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let spec = command.as_ref().and_then(Command::spec).map(Path::to_path_buf);
+    let outcome = match command {
         None => example(),
         Some(Command::Compile { spec, output, force }) => compile_spec(&spec, &output, force),
         Some(Command::Verify { dir }) => verify_dir(&dir),
         Some(Command::Fit(fit)) => fit.run(),
         Some(Command::Splice(splice)) => splice.run(),
+        Some(Command::Calibrate(calibrate)) => calibrate.run(),
+        Some(Command::Inspect { path }) => inspect(&path).map(|text| {
+            say(&text);
+            ExitCode::SUCCESS
+        }),
+        Some(Command::Completions { shell }) => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "neurograft", &mut text);
+            say(&String::from_utf8_lossy(&text));
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Explain { spec }) => load(&spec).map(|c| {
             say(&explain(&c));
             outcome_of(&c)
         }),
     };
     outcome.unwrap_or_else(|e| {
-        let _ = writeln!(std::io::stderr(), "error: {e}");
+        let text = spec.and_then(|path| picture(&e, &path)).unwrap_or_else(|| format!("error: {e}"));
+        let _ = writeln!(std::io::stderr(), "{text}");
         ExitCode::from(if e.is_disagreement() { 1 } else { 2 })
     })
 }
 
 type Outcome = Result<ExitCode, Error>;
+
+impl Command {
+    /// The specification that a command reads.
+    fn spec(&self) -> Option<&Path> {
+        match self {
+            Command::Compile { spec, .. } | Command::Explain { spec } => Some(spec),
+            Command::Splice(splice) => splice.spec.as_deref(),
+            Command::Calibrate(calibrate) => calibrate.spec.as_deref(),
+            Command::Inspect { path } => Some(path),
+            Command::Verify { .. } | Command::Fit(_) | Command::Completions { .. } => None,
+        }
+    }
+}
+
+/// An error with the lines of the specification that it is about.
+fn picture(error: &Error, spec: &Path) -> Option<String> {
+    // What `inspect` is given may be any file.
+    let short = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() < 1 << 20);
+    let language = spec.extension().and_then(|e| e.to_str()).filter(|e| ["toml", "json"].contains(e));
+    if language.is_none() || error.is_io() || !short(spec) {
+        return None;
+    }
+    let text = std::fs::read_to_string(spec).ok()?;
+    let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let renderer = if coloured { Renderer::styled() } else { Renderer::plain() };
+    source::shown(error, &spec.display().to_string(), &text, &renderer)
+}
 
 /// Writes to standard output; a reader that has gone away is no error.
 fn say(text: &str) {
@@ -187,14 +280,17 @@ fn outcome_of(c: &Compiled) -> ExitCode {
     if c.met() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) }
 }
 
-fn compile_target(spec: &Spec, sae: &Sae) -> Result<Compiled, Error> {
+fn compile_target(spec: &Spec, sae: Option<&Sae>) -> Result<Compiled, Error> {
     let target = intervention::target(spec, sae)?;
     let bar =
         if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
     bar.set_style(
         indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} responses, {elapsed}").expect("a valid template"),
     );
-    let compiled = compile_with_progress(&target, &intervention::options(spec), &|done, all| {
+    let width = target.responses.first().map_or(0, |r| r.write.len());
+    let samples = intervention::samples(spec, width)?;
+    let options = neurograft::Options { samples, ..intervention::options(spec) };
+    let compiled = compile_with_progress(&target, &options, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });
@@ -204,12 +300,15 @@ fn compile_target(spec: &Spec, sae: &Sae) -> Result<Compiled, Error> {
 
 fn load(path: &Path) -> Result<Compiled, Error> {
     let spec = Spec::read(path)?;
-    compile_target(&spec, &Sae::open(&spec.sae)?)
+    compile_target(&spec, intervention::open(&spec)?.as_ref())
 }
 
 fn summary(c: &Compiled) -> String {
+    let terms = || c.certificate.gates.iter().flat_map(|g| &g.terms);
+    let names = c.certificate.responses.iter().map(|r| &r.name).chain(terms().map(|t| &t.name));
+    let width = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(28, 60);
     let mut out = format!(
-        "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
+        "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
         "response", "neurons", "status", "error", "overshoot", "leak", "c(z)"
     );
     for (r, p) in c.certificate.responses.iter().zip(&c.proof.responses) {
@@ -218,7 +317,7 @@ fn summary(c: &Compiled) -> String {
         let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
         let status = format!("{:?}", f.status);
         out += &format!(
-            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
+            "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
             r.name,
             r.neurons.len(),
             status,
@@ -228,9 +327,9 @@ fn summary(c: &Compiled) -> String {
             r.target
         );
     }
-    for t in c.certificate.gates.iter().flat_map(|g| &g.terms) {
+    for t in terms() {
         out += &format!(
-            "{:<28} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
+            "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
             t.name,
             t.units,
             format!("{:?}", t.figures.status),
@@ -247,6 +346,15 @@ fn summary(c: &Compiled) -> String {
             "\nin the stream, for ‖x‖ ≤ {norm} and pre-activations in range and off the bands: ‖error‖ ≤ {:.2e}\n",
             t.outside
         );
+    }
+    if !c.certificate.deployed.is_empty() {
+        out += "\nas engines compute it, residual addition included (docs/arithmetic.md):\n";
+        out += &format!("{:<28} {:>12} {:>22}\n", "", "‖error‖ ≤", "where all is 0: ≤");
+        for d in &c.certificate.deployed {
+            let quiet = d.total.quiet.map_or("-".into(), |q| format!("{q:.2e}"));
+            out += &format!("{:<28} {:>12} {quiet:>22}\n", d.arithmetic, format!("{:.2e}", d.total.outside));
+        }
+        out += "\n";
     }
     out +=
         "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
@@ -326,6 +434,35 @@ impl Splice {
     }
 }
 
+impl Calibrate {
+    fn run(&self) -> Outcome {
+        if let Some(output) = self.output.as_ref().filter(|o| o.exists() && !self.force) {
+            return Err(Error::input(format!("{} is there already", output.display()))
+                .help("name another file, or overwrite with --force"));
+        }
+        let settings = Settings { quantile: self.quantile, margin: self.margin, massive: self.massive };
+        let source = self.source()?;
+        let residuals = Residuals::open(&self.residuals, self.tensor.as_deref())?;
+        let found = shown(|progress| {
+            calibrate::calibrate(&source.specs, &residuals, settings, &|done, all| progress("tokens", done, all))
+        })?;
+        say(&found.to_string());
+        if let Some(output) = &self.output {
+            source.write(&found, output)?;
+            say(&format!("\nwrote {}\n", output.display()));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn source(&self) -> Result<calibrate::update::Source, Error> {
+        match (&self.spec, &self.sae) {
+            (Some(spec), _) => calibrate::update::Source::read(spec, self.layer),
+            (None, Some(sae)) => calibrate::update::Source::features(sae, &self.feature),
+            (None, None) => Err(Error::input("a specification or --sae is needed")),
+        }
+    }
+}
+
 fn check_splice(output: &Path) -> Outcome {
     let checked = shown(|progress| splice::check(output, progress))?;
     let inserted: usize = checked.sites.iter().map(|s| s.layers.len()).sum();
@@ -363,7 +500,7 @@ fn example() -> Outcome {
     say(
         "Four interventions on features of SmolLM2-135M-Instruct, layer 15 (examples/ablate.toml), as an MLP block.\n\n",
     );
-    let compiled = compile_target(&spec, &sae)?;
+    let compiled = compile_target(&spec, Some(&sae))?;
     let dir = Path::new("neurograft-example");
     write_all(&compiled, dir, "examples/ablate.toml")?;
     say(&summary(&compiled));

@@ -1,34 +1,40 @@
-//! Sparse autoencoders as they are on disk: SAELens directories (`cfg.json` and `sae_weights.safetensors`).
+//! Sparse autoencoders as they are on disk: the layouts of SAELens, Gemma Scope, EleutherAI's sparsify, OpenMOSS (Llama
+//! Scope) and dictionary_learning. `docs/sae.md` lists their files, formulas and what is refused.
 //!
-//! With z = x·W_enc + b (b as in [`Feature::b`]), feature f has the activation
+//! Whatever the layout, feature f comes out as a row w, a bias b, a threshold θ and a decoder row d, in the stream's own
+//! units. With z = ⟨w, x⟩ + b it has the activation
 //!
 //! | architecture | activation |
 //! |---|---|
 //! | `standard` | relu(z) |
 //! | `jumprelu` | z where z > θ, else 0 (strict; θ = [`Feature::threshold`]) |
 //!
-//! and writes along its decoder row d = W_dec\[f\]. Other architectures are refused: a top-k feature is no function of
-//! its own pre-activation, and the input normalisations make z depend on each token's norm.
+//! and writes along d. A gated SAE is a `jumprelu` one: its gate and its magnitude are affine functions of the same ⟨w, x⟩
+//! (`sae/saelens.rs` has the derivation). What is no function of its own pre-activation is refused: a top-k feature, unless a
+//! threshold is given in its place, and whatever divides by each token's own norm.
 //!
-//! Opening reads `cfg.json` and the header of the weights; [`Sae::features`] reads the asked features' numbers only.
+//! Opening reads configurations and headers; [`Sae::features`] reads the asked features' numbers only, from the mapped file.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+mod cfg;
+mod dictionary_learning;
+mod gemma_scope;
+mod layout;
+mod openmoss;
+mod saelens;
+mod sparsify;
 
-use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
 
+use self::cfg::Fields;
+pub use self::layout::Layout;
 use crate::error::{At, Error, Result};
-use crate::tensors::{Format, Tensor, TensorFile, quoted, valid_range};
+use crate::tensors::{Format, Tensor, TensorFile, valid_range};
 
-/// The name of the configuration in an SAE's directory.
+/// The name of the configuration in an SAE's directory, in the layouts of SAELens and sparsify.
 pub const CFG_FILE: &str = "cfg.json";
 
-/// The name of the weights in an SAE's directory.
+/// The name of the weights in an SAE's directory, in the layout of SAELens.
 pub const WEIGHTS_FILE: &str = "sae_weights.safetensors";
-
-/// No configuration is this long; what is longer is not read.
-const MAX_CFG_BYTES: u64 = 16 << 20;
 
 /// How features are gated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +46,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// Its name in `cfg.json`.
+    /// Its name in SAELens's `cfg.json`.
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Standard => "standard",
@@ -49,146 +55,328 @@ impl Architecture {
     }
 }
 
-/// One feature's numbers.
+/// What the files of an SAE leave open.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SaeOptions {
+    /// The layout, where the names of the files do not tell. Default: told by the files.
+    pub layout: Option<Layout>,
+    /// A threshold in place of a top-k: each feature is then active where its own z is above it (0: relu). An error for
+    /// SAEs that have an activation of their own. Finite, at least 0. Default: none.
+    pub threshold: Option<f64>,
+    /// The factor s by which the SAE's input was multiplied (sqrt(d) / average norm), where the files say that there is
+    /// one and do not hold it. Finite, positive. Default: none.
+    pub norm_scaling_factor: Option<f64>,
+}
+
+/// One feature's numbers, in the units of the stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feature {
     /// Its index in the SAE.
     pub index: usize,
-    /// The encoder's column W_enc\[:, index\]: `d_in` values, exactly those of the file.
+    /// The encoder's row: `d_in` values, those of the file, times a factor where the layout has one (in f64).
     pub w: Vec<f64>,
-    /// The bias of the pre-activation z = ⟨w, x⟩ + b: `b_enc[index]`, less ⟨w, b_dec⟩ where the SAE subtracts its
-    /// decoder bias from its input (`apply_b_dec_to_input`). That difference is accumulated in twice the precision of
-    /// f64 and then rounded to f64: from here on, the rounded number is the bias.
+    /// The bias of the pre-activation z = ⟨w, x⟩ + b: the file's, less ⟨w, b_dec⟩ where the SAE subtracts its decoder bias
+    /// from its input. That difference is accumulated in twice the precision of f64 and then rounded to f64: from here
+    /// on, the rounded number is the bias.
     pub b: f64,
-    /// The decoder's row W_dec\[index\]: `d_in` values, exactly those of the file.
+    /// The decoder's row: `d_in` values, those of the file, times a factor where the layout has one (in f64).
     pub d: Vec<f64>,
     /// θ: the feature is active where z > θ. 0 for `standard`; the file's threshold for `jumprelu`, or 0 where that is
-    /// negative: SAELens gates relu(z), which no threshold below 0 changes.
+    /// negative: a relu stands before the gate, which no threshold below 0 changes.
     pub threshold: f64,
 }
 
 /// An open SAE.
 #[derive(Debug)]
 pub struct Sae {
-    cfg: Cfg,
+    recipe: Recipe,
     weights: TensorFile,
 }
 
-#[derive(Debug)]
-struct Cfg {
-    architecture: Architecture,
+/// How a layout's tensors make features.
+///
+/// With e and d the rows of `encoder` and `decoder`, β the value of `bias`, n the factor of [`Norms`], r = exp(r_mag) of a
+/// gated SAE and 1 otherwise, and φ the value of `factors` (1 without):
+///
+/// ```text
+///     w = (input · r · n) · e        b = (bias_gain · n) · β − (shift · r · n) · ⟨e, b_dec⟩
+///     d = (output · φ / n) · d
+/// ```
+#[derive(Clone, Debug)]
+struct Recipe {
+    layout: Layout,
+    /// what the files call it
+    kind: String,
     d_in: usize,
     d_sae: usize,
-    apply_b_dec_to_input: bool,
-    format: Option<Format>,
+    encoder: Matrix,
+    decoder: Matrix,
+    bias: Option<String>,
+    b_dec: Option<String>,
+    factors: Option<String>,
+    gate: Gate,
+    norms: Norms,
+    input: f64,
+    shift: f64,
+    bias_gain: f64,
+    output: f64,
+    /// what the decoder bias is multiplied by in the reconstruction
+    b_dec_output: f64,
     hook_name: Option<String>,
     model_name: Option<String>,
 }
 
+/// A matrix of one vector a feature.
+#[derive(Clone, Debug)]
+struct Matrix {
+    name: String,
+    /// Are features its rows? Otherwise its columns.
+    rows: bool,
+}
+
+/// What decides whether a feature is active.
+#[derive(Clone, Debug)]
+enum Gate {
+    Relu,
+    /// a tensor of one threshold a feature, or of one for all
+    Thresholds(String),
+    /// the same, as natural logarithms
+    Logarithms(String),
+    Fixed(f64),
+    /// r = exp(`r_mag`); active where ⟨e, x − b_dec⟩ + `b_gate` > 0
+    Gated {
+        r_mag: String,
+        b_gate: String,
+    },
+}
+
+/// What the norm ‖d‖ of a decoder row in the file is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Norms {
+    /// nothing: n = 1
+    Plain,
+    /// activations are those of a decoder whose rows have norm 1: n = factor · ‖d‖
+    Unit(f64),
+    /// the same, but a norm within 1e-5 of 1 counts as 1
+    NearlyUnit,
+    /// thresholds are compared with z · ‖d‖; n = 1
+    Threshold,
+}
+
+impl Recipe {
+    /// relu, no gains, no input bias: for the layouts to start from.
+    fn plain(layout: Layout, (d_in, d_sae): (usize, usize), encoder: Matrix, decoder: Matrix) -> Recipe {
+        Recipe {
+            layout,
+            kind: Architecture::Standard.name().into(),
+            d_in,
+            d_sae,
+            encoder,
+            decoder,
+            bias: None,
+            b_dec: None,
+            factors: None,
+            gate: Gate::Relu,
+            norms: Norms::Plain,
+            input: 1.0,
+            shift: 0.0,
+            bias_gain: 1.0,
+            output: 1.0,
+            b_dec_output: 1.0,
+            hook_name: None,
+            model_name: None,
+        }
+    }
+
+    /// The encoder reads s·x, and the decoder writes in units of s·x (SAELens's `fold_activation_norm_scaling_factor`).
+    fn fold(&mut self, s: f64) {
+        (self.input, self.output, self.b_dec_output) = (s, 1.0 / s, 1.0 / s);
+    }
+
+    /// Takes the threshold that was given in place of a top-k, or refuses.
+    fn top_k(&mut self, why: &str, options: &SaeOptions, hint: Option<f64>) -> Result<()> {
+        match options.threshold {
+            Some(threshold) => {
+                self.gate = if threshold > 0.0 { Gate::Fixed(threshold) } else { Gate::Relu };
+                Ok(())
+            }
+            None => Err(top_k(why, hint)),
+        }
+    }
+
+    /// Every tensor, with the shape that it must have and what that means.
+    fn expected(&self) -> Vec<(&str, Vec<usize>, &'static str)> {
+        let (d, f) = (self.d_in, self.d_sae);
+        let matrix = |m: &Matrix| if m.rows { vec![f, d] } else { vec![d, f] };
+        let meaning = |m: &Matrix| if m.rows { "[d_sae, d_in]" } else { "[d_in, d_sae]" };
+        let mut all = vec![
+            (self.encoder.name.as_str(), matrix(&self.encoder), meaning(&self.encoder)),
+            (self.decoder.name.as_str(), matrix(&self.decoder), meaning(&self.decoder)),
+        ];
+        all.extend(self.b_dec.iter().map(|name| (name.as_str(), vec![d], "[d_in]")));
+        all.extend([&self.bias, &self.factors].into_iter().flatten().map(|name| (name.as_str(), vec![f], "[d_sae]")));
+        match &self.gate {
+            Gate::Gated { r_mag, b_gate } => all.extend([r_mag, b_gate].map(|n| (n.as_str(), vec![f], "[d_sae]"))),
+            Gate::Thresholds(name) | Gate::Logarithms(name) => all.push((name, vec![f], "[d_sae]")),
+            Gate::Relu | Gate::Fixed(_) => {}
+        }
+        all
+    }
+}
+
+/// Refuses a top-k.
+fn top_k(why: &str, hint: Option<f64>) -> Error {
+    let value = hint.map_or("T".into(), |t| t.to_string());
+    let said = hint.map_or(String::new(), |_| " (the file's own)".into());
+    Error::unsupported(format!("{why}: whether a feature is active depends on all the others at that token")).help(format!(
+        "give a threshold in place of the top-k, sae = {{ path = \"...\", threshold = {value} }}{said}: a feature is then \
+         active where its own z is above it (0: relu). SAELens saves a trained batchtopk SAE as jumprelu, with thresholds"
+    ))
+}
+
 impl Sae {
-    /// Opens a directory that holds `cfg.json` and `sae_weights.safetensors`.
+    /// Opens a directory or a file of weights; the names of the files tell the layout.
     ///
     /// The weights are memory-mapped: they must not be rewritten while the SAE is in use.
     ///
     /// # Errors
-    /// If a file is missing or malformed, the two contradict each other, or the SAE is of a kind that is not supported.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let cfg_path = dir.join(CFG_FILE);
-        let place = cfg_path.display().to_string();
-        if !dir.is_dir() {
-            return Err(Error::input(format!("no SAE: {} is not a directory", dir.display()))
-                .help(format!("name the directory that holds {CFG_FILE} and {WEIGHTS_FILE}")));
-        }
-        let file = File::open(&cfg_path).map_err(|e| {
-            let help = format!("an SAE directory in the SAELens layout holds {CFG_FILE} and {WEIGHTS_FILE}");
-            Error::io(format!("{place}: cannot open the SAE's configuration"), e).help(help)
-        })?;
-        let mut text = String::new();
-        (file.take(MAX_CFG_BYTES + 1).read_to_string(&mut text))
-            .map_err(|e| Error::io(format!("{place}: cannot read the SAE's configuration"), e))?;
-        let cfg = Cfg::parse(&text).at(|| place)?;
-        Self::new(cfg, TensorFile::open(dir.join(WEIGHTS_FILE))?)
+    /// If a file is missing or malformed, two contradict each other, or the SAE is of a kind that is not supported.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &SaeOptions::default())
     }
 
-    /// An SAE that is in memory already: the text of its `cfg.json` and its weights file.
+    /// As [`Sae::open`], told what the files leave open.
+    ///
+    /// # Errors
+    /// As [`Sae::open`]; if an option does not apply to this SAE.
+    pub fn open_with(path: impl AsRef<Path>, options: &SaeOptions) -> Result<Self> {
+        let found = layout::find(path.as_ref(), options.layout)?;
+        let fits = |option, layouts: &[Layout]| match option {
+            Some((name, _)) if !layouts.contains(&found.layout) => {
+                Err(Error::input(format!("{name} does not apply to the layout {}", found.layout)).help("leave it out"))
+            }
+            _ => Ok(()),
+        };
+        fits(options.norm_scaling_factor.map(|s| ("norm_scaling_factor", s)), &[Layout::SaeLens, Layout::OpenMoss])?;
+        fits(
+            options.threshold.map(|t| ("threshold", t)),
+            &[Layout::SaeLens, Layout::Sparsify, Layout::OpenMoss, Layout::DictionaryLearning],
+        )?;
+        let sae = match found.layout {
+            Layout::SaeLens => {
+                let cfg_path = found.dir.join(CFG_FILE);
+                let cfg = Fields::read(&cfg_path)?;
+                let scaler = Fields::read_if_there(&found.dir.join(saelens::SCALER_FILE))?;
+                let weights = TensorFile::open(&found.weights)?;
+                saelens::recipe(&cfg, scaler.as_ref(), &weights, options)
+                    .at(|| cfg_path.display().to_string())
+                    .map(|recipe| (recipe, weights))
+            }
+            Layout::Sparsify => sparsify::open(&found, options),
+            Layout::OpenMoss => openmoss::open(&found, options),
+            Layout::DictionaryLearning => dictionary_learning::open(&found, options),
+            Layout::GemmaScope => gemma_scope::open(&found),
+        };
+        let (recipe, weights) = sae?;
+        Self::new(recipe, weights)
+    }
+
+    /// An SAE in the layout of SAELens that is in memory already: the text of its `cfg.json` and its weights file.
     ///
     /// # Errors
     /// As [`Sae::open`].
     pub fn from_bytes(cfg: &str, weights: impl Into<Vec<u8>>) -> Result<Self> {
-        let cfg = Cfg::parse(cfg).at(|| CFG_FILE.into())?;
-        Self::new(cfg, TensorFile::from_bytes(WEIGHTS_FILE, weights)?)
+        let options = SaeOptions::default();
+        let weights = TensorFile::from_bytes(WEIGHTS_FILE, weights)?;
+        let recipe = Fields::parse(cfg)
+            .and_then(|cfg| saelens::recipe(&cfg, None, &weights, &options))
+            .at(|| CFG_FILE.into())?;
+        Self::new(recipe, weights)
     }
 
-    fn new(cfg: Cfg, weights: TensorFile) -> Result<Self> {
-        let sae = Sae { cfg, weights };
-        let (d_in, d_sae) = (sae.cfg.d_in, sae.cfg.d_sae);
-        let mut expected = vec![
-            ("W_enc", vec![d_in, d_sae], "[d_in, d_sae]"),
-            ("b_enc", vec![d_sae], "[d_sae]"),
-            ("W_dec", vec![d_sae, d_in], "[d_sae, d_in]"),
-            ("b_dec", vec![d_in], "[d_in]"),
-        ];
-        match sae.cfg.architecture {
-            Architecture::JumpRelu => expected.push(("threshold", vec![d_sae], "[d_sae]")),
-            // With thresholds beside it, one of the two files is not this SAE's.
-            Architecture::Standard if sae.weights.contains("threshold") => {
-                return Err(Error::input("the weights hold a tensor 'threshold', which a standard SAE has none of")
-                    .at(sae.weights.place())
-                    .help(format!("if it is a JumpReLU SAE, write \"architecture\": \"jumprelu\" in {CFG_FILE}")));
+    fn new(recipe: Recipe, weights: TensorFile) -> Result<Self> {
+        for (name, shape, meaning) in recipe.expected() {
+            let tensor = weights.tensor(name)?;
+            if matches!(recipe.gate, Gate::Thresholds(ref n) | Gate::Logarithms(ref n) if n == name)
+                && tensor.len() == 1
+            {
+                continue;
             }
-            Architecture::Standard => {}
+            tensor.expect_shape(&shape, meaning).map_err(|e| {
+                e.help(format!("the SAE's files give d_in = {} and d_sae = {}", recipe.d_in, recipe.d_sae))
+            })?;
         }
-        for (name, shape, meaning) in expected {
-            let tensor = sae.weights.tensor(name)?;
-            tensor
-                .expect_shape(&shape, meaning)
-                .map_err(|e| e.help(format!("{CFG_FILE} gives d_in = {d_in} and d_sae = {d_sae}")))?;
-            match sae.cfg.format {
-                Some(format) if !format.holds(tensor.format()) => {
-                    let what = format!("tensor '{name}' holds {}, but {CFG_FILE} says dtype {format}", tensor.format());
-                    return Err(Error::input(what).at(sae.weights.place()).help(format!(
-                        "SAELens would round the weights on loading: write dtype {} in {CFG_FILE}, or convert the weights",
-                        tensor.format()
-                    )));
-                }
-                _ => {}
-            }
+        let gains = [recipe.input, recipe.shift, recipe.bias_gain, recipe.output, recipe.b_dec_output];
+        if !gains.iter().all(|x| x.is_finite()) {
+            return Err(Error::input("a scaling factor of the SAE's input is 0 or not finite"));
         }
-        Ok(sae)
+        Ok(Sae { recipe, weights })
+    }
+
+    /// Whose files these are.
+    pub fn layout(&self) -> Layout {
+        self.recipe.layout
+    }
+
+    /// What the files call the architecture: `standard`, `jumprelu`, `gated`, `BatchTopKSAE`, ...
+    pub fn kind(&self) -> &str {
+        &self.recipe.kind
+    }
+
+    /// The number format of the encoder's weights.
+    pub fn format(&self) -> Option<Format> {
+        self.weights.tensor(&self.recipe.encoder.name).ok().map(|t| t.format())
+    }
+
+    /// Does an SAE lie there, whether it can be read or not?
+    pub fn is_at(path: &Path) -> bool {
+        layout::find(path, None).is_ok()
+    }
+
+    /// The file that holds the weights.
+    pub fn weights(&self) -> PathBuf {
+        PathBuf::from(self.weights.place())
     }
 
     /// The width of the residual stream.
     pub fn d_in(&self) -> usize {
-        self.cfg.d_in
+        self.recipe.d_in
     }
 
     /// The number of features.
     pub fn d_sae(&self) -> usize {
-        self.cfg.d_sae
+        self.recipe.d_sae
     }
 
     /// How features are gated.
     pub fn architecture(&self) -> Architecture {
-        self.cfg.architecture
+        match self.recipe.gate {
+            Gate::Relu => Architecture::Standard,
+            _ => Architecture::JumpRelu,
+        }
     }
 
     /// Is the decoder bias subtracted from the input? ([`Feature::b`] has it folded in.)
     pub fn applies_decoder_bias_to_input(&self) -> bool {
-        self.cfg.apply_b_dec_to_input
+        self.recipe.shift != 0.0
     }
 
-    /// Where in the model the SAE reads, as in `blocks.15.hook_resid_post`, if the configuration says so.
+    /// The factor by which the SAE's input is multiplied, folded into [`Feature::w`] and [`Feature::d`]; 1 for most.
+    pub fn input_scale(&self) -> f64 {
+        self.recipe.input
+    }
+
+    /// Where in the model the SAE reads, as in `blocks.15.hook_resid_post`, if the files say so.
     pub fn hook_name(&self) -> Option<&str> {
-        self.cfg.hook_name.as_deref()
+        self.recipe.hook_name.as_deref()
     }
 
-    /// The model it was trained on, if the configuration says so.
+    /// The model it was trained on, if the files say so.
     pub fn model_name(&self) -> Option<&str> {
-        self.cfg.model_name.as_deref()
+        self.recipe.model_name.as_deref()
     }
 
-    /// One feature. For several, [`Sae::features`] is faster: W_enc has them in columns.
+    /// One feature. For several, [`Sae::features`] is faster where the file has features in columns.
     ///
     /// # Errors
     /// If there is no such feature, or one of its numbers is not finite.
@@ -196,59 +384,156 @@ impl Sae {
         self.features(&[index])?.pop().ok_or_else(|| Error::input("no feature was asked for"))
     }
 
-    /// Features in the order asked for. W_enc is read row by row, at the asked columns only.
+    /// Features in the order asked for. A matrix that has features in columns is passed over once, at these columns only.
     ///
     /// # Errors
     /// If there is no such feature, or one of their numbers is not finite.
     pub fn features(&self, indices: &[usize]) -> Result<Vec<Feature>> {
-        let (d_in, d_sae) = (self.cfg.d_in, self.cfg.d_sae);
-        if let Some(index) = indices.iter().find(|i| **i >= d_sae) {
+        if let Some(index) = indices.iter().find(|i| **i >= self.recipe.d_sae) {
             return Err(Error::input(format!("the SAE has no feature {index}"))
                 .at(self.weights.place())
-                .help(valid_range("features", d_sae)));
+                .help(valid_range("features", self.recipe.d_sae)));
         }
-        let [w_enc, b_enc, w_dec] =
-            [self.weights.tensor("W_enc")?, self.weights.tensor("b_enc")?, self.weights.tensor("W_dec")?];
-        let threshold = match self.cfg.architecture {
-            Architecture::JumpRelu => Some(self.weights.tensor("threshold")?),
-            Architecture::Standard => None,
+        let encoder = self.vectors(&self.recipe.encoder, indices)?;
+        let decoder = self.vectors(&self.recipe.decoder, indices)?;
+        let b_dec = match &self.recipe.b_dec {
+            Some(name) if self.recipe.shift != 0.0 => Some(self.weights.tensor(name)?.vector()?),
+            _ => None,
         };
-        let b_dec = if self.cfg.apply_b_dec_to_input { Some(self.decoder_bias()?) } else { None };
-
-        let read = |t: &Tensor<'_>, position, f| t.get(position).at(|| format!("feature {f}"));
-        let mut columns = vec![Vec::with_capacity(d_in); indices.len()];
-        for coordinate in 0..d_in {
-            for (column, &f) in columns.iter_mut().zip(indices) {
-                column.push(read(&w_enc, coordinate * d_sae + f, f)?);
-            }
-        }
-        let feature = |(&index, w): (&usize, Vec<f64>)| {
-            let b_enc = read(&b_enc, index, index)?;
-            let b = match &b_dec {
-                None => b_enc,
-                Some(b_dec) => minus_dot(b_enc, &w, b_dec),
-            };
-            if !b.is_finite() {
-                return Err(Error::input("b_enc - <W_enc, b_dec> overflows")
-                    .at(format!("feature {index}"))
-                    .at(self.weights.place()));
-            }
-            let d = w_dec.row(index).at(|| format!("feature {index}"))?;
-            let threshold = match &threshold {
-                None => 0.0,
-                Some(t) => Some(read(t, index, index)?).filter(|t| *t > 0.0).unwrap_or(0.0),
-            };
-            Ok(Feature { index, w, b, d, threshold })
-        };
-        indices.iter().zip(columns).map(feature).collect()
+        let rows = indices.iter().zip(encoder).zip(decoder);
+        rows.map(|((&f, e), d)| self.assemble(f, e, d, b_dec.as_deref()).at(|| format!("feature {f}"))).collect()
     }
 
-    /// The decoder bias b_dec: `d_in` values.
+    /// The asked features' vectors in a matrix.
+    fn vectors(&self, matrix: &Matrix, indices: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let tensor = self.weights.tensor(&matrix.name)?;
+        if matrix.rows {
+            return indices.iter().map(|&f| tensor.row(f).at(|| format!("feature {f}"))).collect();
+        }
+        tensor.columns(indices).map_err(|e| match indices.iter().find(|f| tensor.columns(&[**f]).is_err()) {
+            Some(f) => e.at(format!("feature {f}")),
+            None => e,
+        })
+    }
+
+    /// A feature from its rows in the file, as [`Recipe`] says.
+    fn assemble(&self, f: usize, mut e: Vec<f64>, mut d: Vec<f64>, b_dec: Option<&[f64]>) -> Result<Feature> {
+        let recipe = &self.recipe;
+        let at = |name: &Option<String>, without: f64| -> Result<f64> {
+            name.as_ref().map_or(Ok(without), |name| self.weights.tensor(name)?.get(f))
+        };
+        let norm = if recipe.norms == Norms::Plain { 1.0 } else { d.iter().map(|x| x * x).sum::<f64>().sqrt() };
+        let n = match recipe.norms {
+            Norms::Unit(factor) => factor * norm,
+            Norms::NearlyUnit if (norm - 1.0).abs() > 1e-5 => norm,
+            _ => 1.0,
+        };
+        if !(n > 0.0) {
+            return Err(Error::input("its decoder row is 0, and activations are in units of its norm"));
+        }
+        let beta = at(&recipe.bias, 0.0)?;
+        let (r, threshold) = match &recipe.gate {
+            Gate::Relu => (1.0, 0.0),
+            Gate::Fixed(threshold) => (1.0, *threshold),
+            Gate::Thresholds(name) => (1.0, self.threshold(name, f)?),
+            Gate::Logarithms(name) => (1.0, self.threshold(name, f)?.exp()),
+            // Active where u + b_gate > 0 with u = <e, x - b_dec>; z = r u + b_mag, so where z > b_mag - r b_gate.
+            Gate::Gated { r_mag, b_gate } => {
+                let r = self.weights.tensor(r_mag)?.get(f)?.exp();
+                (r, minus_dot(beta, &[r], &[self.weights.tensor(b_gate)?.get(f)?]))
+            }
+        };
+        let threshold = if recipe.norms == Norms::Threshold { threshold / norm } else { threshold };
+        let bias = recipe.bias_gain * n * beta;
+        let b = match b_dec {
+            None => bias,
+            Some(b_dec) => {
+                let gain = recipe.shift * r * n;
+                let scaled: Vec<f64> = e.iter().map(|x| gain * x).collect();
+                minus_dot(bias, &scaled, b_dec)
+            }
+        };
+        let (input, output) = (recipe.input * r * n, recipe.output * at(&recipe.factors, 1.0)? / n);
+        e.iter_mut().for_each(|x| *x *= input);
+        d.iter_mut().for_each(|x| *x *= output);
+        if !(b.is_finite() && threshold.is_finite() && e.iter().chain(&d).all(|x| x.is_finite())) {
+            return Err(Error::input("its rows, bias or threshold overflow").at(self.weights.place()));
+        }
+        Ok(Feature { index: f, w: e, b, d, threshold: threshold.max(0.0) })
+    }
+
+    /// A feature's entry of a tensor of thresholds.
+    fn threshold(&self, name: &str, f: usize) -> Result<f64> {
+        let tensor = self.weights.tensor(name)?;
+        tensor.get(if tensor.len() == 1 { 0 } else { f })
+    }
+
+    /// All features' thresholds, θ of z: 0 for `standard`.
+    ///
+    /// # Errors
+    /// If one is not finite.
+    pub fn thresholds(&self) -> Result<Vec<f64>> {
+        match &self.recipe.gate {
+            Gate::Relu => Ok(vec![0.0; self.recipe.d_sae]),
+            Gate::Fixed(threshold) => Ok(vec![*threshold; self.recipe.d_sae]),
+            Gate::Thresholds(name) | Gate::Logarithms(name) => {
+                let log = matches!(self.recipe.gate, Gate::Logarithms(_));
+                let tensor = self.weights.tensor(name)?;
+                let norms = if self.recipe.norms == Norms::Threshold { Some(self.decoder_norms()?) } else { None };
+                let of = |f: usize| {
+                    let t = tensor.get(if tensor.len() == 1 { 0 } else { f })?;
+                    let t = if log { t.exp() } else { t };
+                    Ok((t / norms.as_ref().map_or(1.0, |n| n[f])).max(0.0))
+                };
+                (0..self.recipe.d_sae).map(of).collect()
+            }
+            Gate::Gated { r_mag, b_gate } => {
+                let Some(b_mag) = &self.recipe.bias else { return Err(Error::input("a gated SAE without b_mag")) };
+                let (r, gate, mag) =
+                    (self.weights.tensor(r_mag)?, self.weights.tensor(b_gate)?, self.weights.tensor(b_mag)?);
+                let of = |f| Ok(minus_dot(mag.get(f)?, &[r.get(f)?.exp()], &[gate.get(f)?]).max(0.0));
+                (0..self.recipe.d_sae).map(of).collect()
+            }
+        }
+    }
+
+    /// The norm of every decoder row in the file, in one pass over it.
+    fn decoder_norms(&self) -> Result<Vec<f64>> {
+        let tensor = self.weights.tensor(&self.recipe.decoder.name)?;
+        if self.recipe.decoder.rows {
+            let norm = |f| Ok(tensor.row(f)?.iter().map(|x| x * x).sum::<f64>().sqrt());
+            return (0..self.recipe.d_sae).map(norm).collect();
+        }
+        let mut squares = vec![0.0; self.recipe.d_sae];
+        for coordinate in 0..self.recipe.d_in {
+            squares.iter_mut().zip(tensor.row(coordinate)?).for_each(|(s, x)| *s += x * x);
+        }
+        Ok(squares.into_iter().map(f64::sqrt).collect())
+    }
+
+    /// The decoder bias in the stream's units, `d_in` values: the reconstruction is Σ_f a_f·d_f plus this. 0 where the SAE
+    /// has none.
     ///
     /// # Errors
     /// If one of them is not finite.
     pub fn decoder_bias(&self) -> Result<Vec<f64>> {
-        self.weights.tensor("b_dec")?.vector()
+        let Some(name) = &self.recipe.b_dec else { return Ok(vec![0.0; self.recipe.d_in]) };
+        let mut values = self.weights.tensor(name)?.vector()?;
+        values.iter_mut().for_each(|x| *x *= self.recipe.b_dec_output);
+        Ok(values)
+    }
+}
+
+/// The dimensions of a matrix of features: (d_in, d_sae).
+fn dimensions(weights: &TensorFile, matrix: &Matrix) -> Result<(usize, usize)> {
+    let tensor: Tensor<'_> = weights.tensor(&matrix.name)?;
+    match *tensor.shape() {
+        [f, d] if matrix.rows && f > 0 && d > 0 => Ok((d, f)),
+        [d, f] if !matrix.rows && f > 0 && d > 0 => Ok((d, f)),
+        _ => {
+            Err(Error::input(format!("tensor '{}' has shape {:?}, not that of a matrix", matrix.name, tensor.shape()))
+                .at(weights.place()))
+        }
     }
 }
 
@@ -267,361 +552,5 @@ fn minus_dot(c: f64, a: &[f64], b: &[f64]) -> f64 {
     sum + rest
 }
 
-impl Cfg {
-    fn parse(text: &str) -> Result<Self> {
-        if text.len() as u64 > MAX_CFG_BYTES {
-            return Err(Error::input(format!("longer than {MAX_CFG_BYTES} bytes: no SAE configuration")));
-        }
-        let value: Value = serde_json::from_str(text).map_err(|e| Error::input(format!("malformed JSON: {e}")))?;
-        let Value::Object(top) = value else {
-            return Err(Error::input("not a JSON object").help("a configuration is an object: { \"d_in\": ... }"));
-        };
-        // Version 6 moved what describes the model into an object of its own; older files are flat.
-        let fields = Fields { metadata: top.get("metadata").and_then(Value::as_object), top: &top };
-        let architecture = architecture(&fields)?;
-        refuse_unsupported(&fields)?;
-        Ok(Cfg {
-            architecture,
-            d_in: fields.dimension("d_in")?,
-            d_sae: fields.dimension("d_sae")?,
-            // The default of every SAELens version.
-            apply_b_dec_to_input: fields.flag("apply_b_dec_to_input")?.unwrap_or(true),
-            format: fields.text("dtype")?.map(|name| name.parse::<Format>().at(|| "dtype".into())).transpose()?,
-            hook_name: fields.described("hook_name").or(fields.described("hook_point")),
-            model_name: fields.described("model_name"),
-        })
-    }
-}
-
-fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
-    let named = fields.text("architecture")?;
-    // Files from before the field existed are standard.
-    let name = named.unwrap_or("standard").to_ascii_lowercase();
-    let refuse = |why: &str, help: &str| {
-        Err(Error::unsupported(format!("SAEs of architecture {} cannot be read: {why}", quoted(&name)))
-            .help(help.to_string()))
-    };
-    match name.as_str() {
-        "standard" => Ok(Architecture::Standard),
-        "jumprelu" => Ok(Architecture::JumpRelu),
-        "topk" | "batchtopk" | "matryoshka_batchtopk" | "matching_pursuit" => refuse(
-            "whether a feature is active depends on all the others at that token",
-            "use a jumprelu or standard SAE (SAELens saves a trained batchtopk SAE as jumprelu, with thresholds)",
-        ),
-        "gated" => refuse("activity and magnitude are two different pre-activations", "use a standard or jumprelu SAE"),
-        _ if name.contains("transcoder") || name.contains("clt") => refuse(
-            "it writes at another place than it reads",
-            "use a standard or jumprelu SAE that was trained on the residual stream",
-        ),
-        _ => refuse("it is not known here", "known architectures: standard, jumprelu"),
-    }
-}
-
-/// Settings that change what a feature computes, and are not modelled.
-fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    let setting = |name: &str, value: &str, why: &str, help: &str| {
-        Err(Error::unsupported(format!("{name} = {} is not supported: {why}", quoted(value))).help(help.to_string()))
-    };
-    match fields.top.get("normalize_activations") {
-        None | Some(Value::Null | Value::Bool(false)) => {}
-        Some(Value::String(s)) if s == "none" => {}
-        Some(Value::String(s)) if s != "expected_average_only_in" => {
-            return setting(
-                "normalize_activations",
-                s,
-                "it divides by each token's own norm, so no pre-activation is affine in x",
-                "use an SAE with normalize_activations = none",
-            );
-        }
-        Some(Value::String(_) | Value::Bool(true)) => {
-            return setting(
-                "normalize_activations",
-                "expected_average_only_in",
-                "the factor is not part of the file",
-                "fold it into the weights (fold_activation_norm_scaling_factor in SAELens) and save the SAE again",
-            );
-        }
-        Some(other) => return Err(wrong_type("normalize_activations", other, "a string")),
-    }
-    for name in ["activation_fn", "activation_fn_str"] {
-        match fields.text(name)? {
-            None | Some("relu") => {}
-            Some(s) => {
-                return setting(
-                    name,
-                    s,
-                    "features are gated by relu or jumprelu only",
-                    "use an SAE with that activation",
-                );
-            }
-        }
-    }
-    let reshape = fields.text("reshape_activations")?;
-    let hook = fields.described("hook_name").or(fields.described("hook_point")).unwrap_or_default();
-    if reshape.unwrap_or("none") != "none" || (reshape.is_none() && hook.ends_with("hook_z")) {
-        return setting(
-            "reshape_activations",
-            reshape.unwrap_or("hook_z"),
-            "the SAE reads attention heads, not the residual stream",
-            "use an SAE that was trained on the residual stream",
-        );
-    }
-    if fields.flag("finetuning_scaling_factor")? == Some(true) {
-        return setting(
-            "finetuning_scaling_factor",
-            "true",
-            "the factors scale the activations after the gate",
-            "multiply the rows of W_dec by them, set finetuning_scaling_factor to false and save the SAE again",
-        );
-    }
-    Ok(())
-}
-
-/// The fields of a configuration, each with the type that it must have.
-struct Fields<'a> {
-    top: &'a Map<String, Value>,
-    metadata: Option<&'a Map<String, Value>>,
-}
-
-impl<'a> Fields<'a> {
-    fn dimension(&self, name: &str) -> Result<usize> {
-        let Some(value) = self.top.get(name) else {
-            return Err(Error::input(format!("the field {name} is missing"))
-                .help(format!("write \"{name}\": a positive integer")));
-        };
-        let n = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-        n.ok_or_else(|| wrong_type(name, value, "a positive integer"))
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>> {
-        match self.top.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(s)) => Ok(Some(s)),
-            Some(other) => Err(wrong_type(name, other, "a string")),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        match self.top.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
-            Some(other) => Err(wrong_type(name, other, "true or false")),
-        }
-    }
-
-    /// What only describes: never an error.
-    fn described(&self, name: &str) -> Option<String> {
-        let value = self.metadata.and_then(|m| m.get(name)).or_else(|| self.top.get(name))?;
-        value.as_str().map(str::to_string)
-    }
-}
-
-fn wrong_type(name: &str, value: &Value, wanted: &str) -> Error {
-    Error::input(format!("the field {name} must be {wanted}, not {}", quoted(&value.to_string())))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tensors::tests::{f32s, file};
-    use proptest::prelude::*;
-    use safetensors::tensor::Dtype;
-
-    const CFG: &str = r#"{"architecture": "jumprelu", "d_in": 2, "d_sae": 3, "dtype": "float32",
-        "apply_b_dec_to_input": false, "normalize_activations": "none",
-        "metadata": {"model_name": "m", "hook_name": "blocks.0.hook_resid_post"}}"#;
-
-    type Tensors = Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>;
-
-    fn tensors() -> Tensors {
-        vec![
-            ("W_enc", Dtype::F32, vec![2, 3], f32s(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
-            ("b_enc", Dtype::F32, vec![3], f32s(&[0.5, -0.5, 0.25])),
-            ("W_dec", Dtype::F32, vec![3, 2], f32s(&[1.0, 0.0, 0.0, 1.0, -1.0, 2.0])),
-            ("b_dec", Dtype::F32, vec![2], f32s(&[0.125, 10.0])),
-            ("threshold", Dtype::F32, vec![3], f32s(&[0.75, -1.0, 2.0])),
-        ]
-    }
-
-    fn with(name: &'static str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Tensors {
-        let mut all = tensors();
-        all.retain(|t| t.0 != name);
-        all.push((name, dtype, shape, bytes));
-        all
-    }
-
-    fn open(cfg: &str, tensors: &Tensors) -> Result<Sae> {
-        Sae::from_bytes(cfg, file(tensors))
-    }
-
-    fn refusal(cfg: &str, tensors: &Tensors) -> String {
-        let e = open(cfg, tensors).expect_err("malformed");
-        assert!(e.is_input(), "{e}");
-        e.to_string()
-    }
-
-    #[test]
-    fn reads_features() {
-        let sae = open(CFG, &tensors()).unwrap();
-        assert_eq!((sae.d_in(), sae.d_sae(), sae.architecture()), (2, 3, Architecture::JumpRelu));
-        assert_eq!((sae.hook_name(), sae.model_name()), (Some("blocks.0.hook_resid_post"), Some("m")));
-        let two = Feature { index: 2, w: vec![3.0, 6.0], b: 0.25, d: vec![-1.0, 2.0], threshold: 2.0 };
-        assert_eq!(sae.feature(2).unwrap(), two);
-        let batch = sae.features(&[2, 0, 2]).unwrap();
-        assert_eq!(batch.iter().map(|f| f.index).collect::<Vec<_>>(), [2, 0, 2]);
-        assert_eq!(batch[2], two);
-        assert_eq!(batch[1], sae.feature(0).unwrap());
-        assert_eq!(sae.feature(1).unwrap().threshold, 0.0, "a negative threshold gates nothing that relu does not");
-        assert_eq!(sae.decoder_bias().unwrap(), [0.125, 10.0]);
-        assert!(sae.features(&[]).unwrap().is_empty());
-    }
-
-    #[test]
-    fn folds_the_decoder_bias() {
-        let cfg = CFG.replace("false", "true");
-        // 0.25 - (3 * 0.125 + 6 * 10)
-        assert_eq!(open(&cfg, &tensors()).unwrap().feature(2).unwrap().b, -60.125);
-        // The default, in a flat file from before version 6.
-        let flat = r#"{"architecture": "standard", "d_in": 2, "d_sae": 3, "activation_fn_str": "relu", "dtype": "torch.float32"}"#;
-        let mut standard = tensors();
-        standard.pop();
-        let sae = open(flat, &standard).unwrap();
-        let f = sae.feature(2).unwrap();
-        assert_eq!((f.b, f.threshold, sae.architecture()), (-60.125, 0.0, Architecture::Standard));
-        assert!(sae.applies_decoder_bias_to_input() && sae.hook_name().is_none());
-    }
-
-    #[test]
-    fn the_fold_keeps_what_a_plain_sum_would_lose() {
-        assert_eq!(minus_dot(1.0, &[1e17, -1e17, 1.0], &[1.0, 1.0, -0.5]), 1.5);
-    }
-
-    #[test]
-    fn out_of_range_features_name_the_range() {
-        let e = open(CFG, &tensors()).unwrap().features(&[0, 3]).unwrap_err();
-        assert!(e.is_input());
-        assert!(e.to_string().contains("no feature 3") && e.to_string().contains("0 to 2"), "{e}");
-    }
-
-    #[test]
-    fn refuses_weights_that_contradict_the_configuration() {
-        for (name, _, _, _) in tensors() {
-            let mut missing = tensors();
-            missing.retain(|t| t.0 != name);
-            assert!(refusal(CFG, &missing).contains(&format!("no tensor '{name}'")));
-        }
-        let transposed = with("W_enc", Dtype::F32, vec![3, 2], f32s(&[0.0; 6]));
-        let text = refusal(CFG, &transposed);
-        assert!(text.contains("'W_enc' has shape [3, 2], not [d_in, d_sae] = [2, 3]"), "{text}");
-        let text = refusal(&CFG.replace("\"d_sae\": 3", "\"d_sae\": 4"), &tensors());
-        assert!(text.contains("[2, 3]") && text.contains("d_sae = 4"), "{text}");
-        assert!(refusal(CFG, &with("b_enc", Dtype::I32, vec![3], vec![0; 12])).contains("'b_enc' holds I32"));
-        assert!(refusal(&CFG.replace("float32", "bfloat16"), &tensors()).contains("dtype bf16"));
-        assert!(refusal(&CFG.replace("jumprelu", "standard"), &tensors()).contains("'threshold'"));
-        assert!(open(&CFG.replace("float32", "float64"), &tensors()).is_ok());
-        let mut cut = file(&tensors());
-        cut.pop();
-        assert!(Sae::from_bytes(CFG, cut).unwrap_err().to_string().contains("truncated"));
-    }
-
-    #[test]
-    fn names_the_value_that_is_not_finite() {
-        let nan = f32::NAN;
-        let of =
-            |name, shape: Vec<usize>, values: &[f32]| open(CFG, &with(name, Dtype::F32, shape, f32s(values))).unwrap();
-        let w = of("W_enc", vec![2, 3], &[0.0, 0.0, 0.0, 0.0, nan, 0.0]);
-        assert!(w.features(&[0, 2]).is_ok(), "only what is asked for is read");
-        let e = w.feature(1).unwrap_err();
-        assert!(
-            e.is_input()
-                && e.to_string().starts_with("feature 1: sae_weights.safetensors: tensor 'W_enc'[1, 1] is NaN"),
-            "{e}"
-        );
-        let text = |sae: Sae| sae.feature(1).unwrap_err().to_string();
-        assert!(
-            text(of("W_dec", vec![3, 2], &[0.0, 0.0, f32::INFINITY, 0.0, 0.0, 0.0])).contains("'W_dec'[1, 0] is inf")
-        );
-        assert!(text(of("b_enc", vec![3], &[0.0, nan, 0.0])).contains("'b_enc'[1] is NaN"));
-        assert!(text(of("threshold", vec![3], &[0.0, -f32::INFINITY, 0.0])).contains("'threshold'[1] is -inf"));
-        let sae = of("b_dec", vec![2], &[0.0, nan]);
-        assert!(sae.feature(0).is_ok() && sae.decoder_bias().unwrap_err().to_string().contains("'b_dec'[1]"));
-    }
-
-    #[test]
-    fn refuses_what_it_does_not_model() {
-        let standard = CFG.replace("\"none\"", "\"none\", \"activation_fn\": \"relu\"");
-        assert!(open(&standard, &tensors()).is_ok());
-        for (from, to) in [
-            ("\"jumprelu\"", "\"topk\""),
-            ("\"jumprelu\"", "\"gated\""),
-            ("\"jumprelu\"", "\"transcoder\""),
-            ("\"jumprelu\"", "\"something\""),
-            ("\"none\"", "\"layer_norm\""),
-            ("\"none\"", "\"expected_average_only_in\""),
-            ("\"none\"", "true"),
-            ("\"none\"", "\"none\", \"activation_fn_str\": \"topk\""),
-            ("\"none\"", "\"none\", \"reshape_activations\": \"hook_z\""),
-            ("\"none\"", "\"none\", \"finetuning_scaling_factor\": true"),
-            ("hook_resid_post", "attn.hook_z"),
-        ] {
-            let e = open(&CFG.replace(from, to), &tensors()).expect_err(to);
-            assert!(e.is_unsupported() && e.to_string().contains("help:"), "{e}");
-        }
-    }
-
-    #[test]
-    fn refuses_malformed_configurations() {
-        for (from, to, said) in [
-            ("\"d_in\": 2,", "", "d_in is missing"),
-            ("\"d_in\": 2", "\"d_in\": -2", "d_in must be a positive integer"),
-            ("\"d_in\": 2", "\"d_in\": 0", "d_in must be a positive integer"),
-            ("\"d_in\": 2", "\"d_in\": \"2\"", "d_in must be a positive integer"),
-            ("\"d_in\": 2", "\"d_in\": 18446744073709551615", "[18446744073709551615, 3]"),
-            ("float32", "int8", "unknown number format 'int8'"),
-            ("false", "0", "apply_b_dec_to_input must be true or false"),
-            ("\"jumprelu\"", "7", "architecture must be a string"),
-            ("{", "", "cfg.json: malformed JSON"),
-        ] {
-            let text = refusal(&CFG.replacen(from, to, 1), &tensors());
-            assert!(text.contains(said), "{text}");
-        }
-        assert!(refusal("[]", &tensors()).contains("not a JSON object"));
-    }
-
-    #[test]
-    fn opens_directories() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Sae::open(dir.path().join("none")).unwrap_err().to_string().contains("is not a directory"));
-        assert!(Sae::open(dir.path()).unwrap_err().is_io());
-        std::fs::write(dir.path().join(CFG_FILE), CFG).unwrap();
-        assert!(Sae::open(dir.path()).unwrap_err().to_string().contains(WEIGHTS_FILE));
-        std::fs::write(dir.path().join(WEIGHTS_FILE), file(&tensors())).unwrap();
-        assert_eq!(Sae::open(dir.path()).unwrap().feature(0).unwrap().w, [1.0, 4.0]);
-        std::fs::write(dir.path().join(CFG_FILE), [0xff, 0xfe]).unwrap();
-        assert!(Sae::open(dir.path()).is_err());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
-
-        #[test]
-        fn damaged_configurations_are_read_or_refused(at in any::<prop::sample::Index>(), with in "\\PC?|[0-9{}\\[\\]\",:-]") {
-            let mut cfg = CFG.to_string();
-            let at = at.index(cfg.len());
-            cfg.replace_range(at..=at, &with);
-            if let Ok(sae) = open(&cfg, &tensors()) {
-                let _ = (sae.features(&[0, 1]), sae.decoder_bias());
-            }
-        }
-
-        #[test]
-        fn damaged_weights_are_read_or_refused(at in any::<prop::sample::Index>(), with in any::<u8>()) {
-            let mut bytes = file(&tensors());
-            let at = at.index(bytes.len());
-            bytes[at] = with;
-            if let Ok(sae) = Sae::from_bytes(CFG, bytes) {
-                let _ = (sae.features(&[0, 1, 2]), sae.decoder_bias());
-            }
-        }
-    }
-}
+mod tests;

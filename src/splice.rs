@@ -19,7 +19,7 @@ use std::str::FromStr;
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::carriers::{Carriers, Kind, POOL};
+use crate::carriers::{Carriers, Kind};
 use crate::certificate::CertificateFile;
 use crate::compile::{Compiled, Depth, Draft, Options, Target, draft};
 use crate::derive::Reading;
@@ -36,6 +36,7 @@ use crate::verify::verify;
 pub mod card;
 pub mod gguf;
 pub mod hf;
+mod quiet;
 pub mod selftest;
 
 /// The directory of a spliced checkpoint that holds what travels with it.
@@ -102,6 +103,8 @@ pub struct PlannedSite {
     pub origin: Origin,
     /// the intervention
     pub target: Target,
+    /// what each entry reads and writes, in words
+    pub legend: Vec<String>,
     /// bound on ‖x‖ for which the certificate speaks
     pub norm: Option<f64>,
     /// the certified block, or two
@@ -114,8 +117,8 @@ pub struct PlannedSite {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// the path in the specification
-    pub sae: PathBuf,
+    /// the SAE's path in the specification, if it names one
+    pub sae: Option<PathBuf>,
     /// the model that the SAE was trained on
     pub model: Option<String>,
     /// where in it
@@ -280,6 +283,16 @@ impl Checkpoint {
         ask!(self, c => c.loudness(layer))
     }
 
+    /// The directory, or the file.
+    fn path(&self) -> &Path {
+        ask!(self, c => c.path())
+    }
+
+    /// Bytes of weights.
+    fn bytes(&self) -> u64 {
+        ask!(self, c => c.bytes())
+    }
+
     fn cost(&self, carriers: &Carriers, sites: &[PlannedSite]) -> Result<Cost> {
         match self {
             Checkpoint::HuggingFace(c) => Ok(c.cost(carriers, sites.iter().map(|s| s.layers.len()).sum())),
@@ -307,7 +320,7 @@ fn is_gguf(path: &Path) -> bool {
 
 /// The source's layer that each layer of the spliced model is or follows. `sites`: layers, and how many follow each.
 fn origins(layers: usize, sites: &[(usize, usize)]) -> Vec<usize> {
-    let inserted = |l: usize| sites.iter().find(|s| s.0 == l).map_or(0, |s| s.1);
+    let inserted = |l: usize| sites.iter().filter(|s| s.0 == l).map(|s| s.1).sum::<usize>();
     (0..layers).flat_map(|l| std::iter::repeat_n(l, 1 + inserted(l))).collect()
 }
 
@@ -338,7 +351,10 @@ pub fn splice(
     let checkpoint = Checkpoint::open(model)?;
     let output = match output {
         Some(output) => {
-            let kept: Vec<&Path> = specs.iter().map(|s| &*s.sae).chain([spec_path]).collect();
+            let inputs =
+                |s: &Spec| s.sae.iter().chain(s.vectors.values().map(|v| &v.file)).cloned().collect::<Vec<_>>();
+            let inputs: Vec<PathBuf> = specs.iter().flat_map(inputs).collect();
+            let kept: Vec<&Path> = inputs.iter().map(|p| &**p).chain([spec_path]).collect();
             checkpoint.vacant(output, options.force, &kept)?;
             Some(output)
         }
@@ -346,10 +362,13 @@ pub fn splice(
         None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
     };
     let mut plan = plan(&specs, &checkpoint, options, progress)?;
+    plan.notes.extend(plan.sites.iter().filter_map(|s| another_model(s, model)));
     // Whoever gets the result has no use for the path of our specification.
     for site in &mut plan.sites {
-        if let Ok(written) = site.origin.sae.strip_prefix(folder_of(spec_path)) {
-            site.origin.sae = written.to_path_buf();
+        if let Some(sae) = &mut site.origin.sae
+            && let Ok(written) = sae.strip_prefix(folder_of(spec_path))
+        {
+            *sae = written.to_path_buf();
         }
     }
     if let (Some(output), false) = (output, options.dry_run) {
@@ -378,6 +397,7 @@ struct Site<'a> {
     layer: usize,
     origin: Origin,
     target: Target,
+    legend: Vec<String>,
 }
 
 /// Decides everything: compiles the blocks, chooses the carriers, lowers.
@@ -399,8 +419,9 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
     let mut refusals = Vec::new();
     for kind in kinds {
         match insertions(checkpoint, &sites, *kind, options, progress) {
-            Ok((carriers, planned)) => {
+            Ok((carriers, planned, note)) => {
                 let mut notes = checkpoint.notes(&carriers)?;
+                notes.extend(note);
                 notes.extend(refusals.iter().map(|e: &Error| format!("padded carriers are impossible here: {e}")));
                 notes.extend(card::notes(&carriers, host, &planned));
                 return Ok(Plan {
@@ -424,7 +445,8 @@ fn plan(specs: &[Spec], checkpoint: &Checkpoint, options: &SpliceOptions, progre
 fn sites<'a>(specs: &'a [Spec], host: &Host) -> Result<Vec<Site<'a>>> {
     let mut sites = specs.iter().map(|spec| site(spec, host)).collect::<Result<Vec<_>>>()?;
     sites.sort_by_key(|s| s.layer);
-    match sites.windows(2).find(|w| w[0].layer == w[1].layer) {
+    // The steps of a sequence follow one another after the same layer.
+    match sites.windows(2).find(|w| w[0].layer == w[1].layer && w[1].spec.step == 0) {
         Some(w) => Err(Error::input(format!("two sites after layer {}", w[0].layer))
             .help("put all interventions at one layer into one site")),
         None => Ok(sites),
@@ -432,32 +454,53 @@ fn sites<'a>(specs: &'a [Spec], host: &Host) -> Result<Vec<Site<'a>>> {
 }
 
 fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
-    let sae = Sae::open(&spec.sae)?;
-    let place = || spec.sae.display().to_string();
-    if sae.d_in() != host.hidden_size {
+    let sae = intervention::open(spec)?;
+    let place = || spec.sae.as_ref().map_or("the specification".into(), |sae| sae.display().to_string());
+    let (target, legend) = intervention::described(spec, sae.as_ref())?;
+    let width = target.responses.first().map_or(host.hidden_size, |r| r.write.len());
+    if width != host.hidden_size {
         return Err(Error::input(format!(
-            "the SAE reads a stream of width {}, the model's is {}",
-            sae.d_in(),
+            "the {} a stream of width {width}, the model's is {}",
+            if sae.is_some() { "SAE reads" } else { "vectors are of" },
             host.hidden_size
         ))
         .at(place())
-        .help("use an SAE that was trained on this model"));
+        .help("use one that was made for this model"));
     }
-    let layer = match spec.layer {
-        Some(layer) => layer,
-        None => layer_of(sae.hook_name()).at(place)?,
+    let layer = match (spec.layer, &sae) {
+        (Some(layer), _) => layer,
+        (None, Some(sae)) => layer_of(sae.hook_name()).at(place)?,
+        (None, None) => {
+            return Err(Error::input("vectors do not say which layer they are for")
+                .help("write layer = N in the specification: the layer after which to intervene"));
+        }
     };
     if layer >= host.layers {
         return Err(Error::input(format!("there is no layer {layer} to insert after"))
             .at(place())
             .help(valid_range("layers", host.layers)));
     }
-    let origin = Origin {
-        sae: spec.sae.clone(),
-        model: sae.model_name().map(String::from),
-        hook: sae.hook_name().map(String::from),
-    };
-    Ok(Site { spec, layer, origin, target: intervention::target(spec, &sae)? })
+    let said = |of: fn(&Sae) -> Option<&str>| sae.as_ref().and_then(of).map(String::from);
+    let origin = Origin { sae: spec.sae.clone(), model: said(Sae::model_name), hook: said(Sae::hook_name) };
+    Ok(Site { spec, layer, origin, target, legend })
+}
+
+/// A hint where an SAE was trained on a model that the checkpoint's path does not name.
+fn another_model(site: &PlannedSite, model: &Path) -> Option<String> {
+    let letters = |text: &str| text.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+    let named = site.origin.model.as_deref()?;
+    let short = letters(named.rsplit('/').next().unwrap_or(named));
+    let path = model.canonicalize().ok()?;
+    let last = letters(&path.file_stem()?.to_string_lossy());
+    if letters(&path.to_string_lossy()).contains(&short) || short.contains(&last) {
+        return None;
+    }
+    Some(format!(
+        "the SAE at layer {} was trained on {}, which the checkpoint's name does not say: features of one model mean \
+         nothing in another",
+        site.layer,
+        named.escape_debug()
+    ))
 }
 
 /// The layer after which a TransformerLens hook reads the stream.
@@ -486,7 +529,8 @@ fn compile_site(
     depth: Option<Depth>,
     progress: Progress<'_>,
 ) -> Result<Draft> {
-    let asked = intervention::options(site.spec);
+    let samples = intervention::samples(site.spec, host.hidden_size)?;
+    let asked = Options { samples, ..intervention::options(site.spec) };
     let depth = match (kind, depth.unwrap_or(asked.depth)) {
         // What passes between two layers must not meet x.
         (Kind::Borrowed, Depth::Auto) => Depth::One,
@@ -512,15 +556,16 @@ fn compile_site(
     })
 }
 
-/// All sites under one kind of carriers.
+/// All sites under one kind of carriers, and what should be known of how those were chosen.
 fn insertions(
     checkpoint: &Checkpoint,
     sites: &[Site<'_>],
     kind: Kind,
     options: &SpliceOptions,
     progress: Progress<'_>,
-) -> Result<(Carriers, Vec<PlannedSite>)> {
+) -> Result<(Carriers, Vec<PlannedSite>, Option<String>)> {
     let host = checkpoint.host();
+    let mut note = None;
     let place = |s: &Site<'_>| format!("layer {}", s.layer);
     let drafts = sites
         .iter()
@@ -541,7 +586,8 @@ fn insertions(
                 Error::input("borrowed carriers need domain.norm: their size is a compromise that depends on ‖x‖")
                     .help("give domain.norm, a bound on the norm of the residuals, or use padded carriers")
             })?;
-            let pool = quiet(checkpoint, sites, &options.borrow)?;
+            let (pool, doubt) = quiet::pool(checkpoint, sites, &options.borrow, progress)?;
+            note = doubt;
             let read = sites.iter().flat_map(|s| &s.target.responses).flat_map(|r| &r.pre_activations);
             let rows: Vec<&[f64]> = read.map(|p| p.w.as_slice()).collect();
             Carriers::borrowed(host.hidden_size, &pool, &rows, host.stream, norm)?
@@ -571,12 +617,13 @@ fn insertions(
             inserted: first..first + layers.len(),
             origin: site.origin.clone(),
             target: site.target.clone(),
+            legend: site.legend.clone(),
             norm,
             compiled,
             layers,
         });
     }
-    Ok((carriers, planned))
+    Ok((carriers, planned, note))
 }
 
 /// What the neutralised norm hands to an MLP in place of x. Without a bound on ‖x‖ a certificate speaks of the pre-activations
@@ -584,33 +631,6 @@ fn insertions(
 fn reading(carriers: &Carriers, host: &Host, norm: Option<f64>, borrowed: Option<f64>) -> Result<Reading> {
     let eps = host.norm_eps * carriers.other_eps();
     norm.map_or(Ok(Reading::exact()), |norm| carriers.reading(host.stream, norm, borrowed, eps))
-}
-
-/// The coordinates that may be borrowed, quietest first, each with how loud it is: those that the user names, or the quietest.
-fn quiet(checkpoint: &Checkpoint, sites: &[Site<'_>], borrow: &[usize]) -> Result<Vec<(usize, f64)>> {
-    let d = checkpoint.host().hidden_size;
-    let mut loudness = vec![0.0; d];
-    for site in sites {
-        loudness.iter_mut().zip(checkpoint.loudness(site.layer)?).for_each(|(sum, l)| *sum += l / sites.len() as f64);
-    }
-    let named = |order: &[usize]| order.iter().map(|j| (*j, loudness[*j])).collect::<Vec<_>>();
-    if !borrow.is_empty() {
-        let mut sorted = borrow.to_vec();
-        sorted.sort_unstable();
-        if let Some(j) = sorted.iter().find(|j| **j >= d) {
-            return Err(
-                Error::input(format!("there is no coordinate {j} to borrow")).help(valid_range("coordinates", d))
-            );
-        }
-        if sorted.windows(2).any(|w| w[0] == w[1]) {
-            return Err(Error::input("a coordinate to borrow is named twice"));
-        }
-        return Ok(named(borrow));
-    }
-    let mut order: Vec<usize> = (0..d).collect();
-    order.sort_by(|a, b| loudness[*a].total_cmp(&loudness[*b]));
-    order.truncate(POOL);
-    Ok(named(&order))
 }
 
 impl Plan {
@@ -630,7 +650,10 @@ impl Plan {
                     layer: s.layer,
                     inserted: s.inserted.clone().collect(),
                     norm: s.norm,
-                    directory: format!("site-{}", s.layer),
+                    directory: directory(
+                        s.layer,
+                        self.sites.iter().take_while(|t| !std::ptr::eq(*t, s)).filter(|t| t.layer == s.layer).count(),
+                    ),
                     origin: s.origin.clone(),
                 })
                 .collect(),
@@ -695,15 +718,17 @@ impl Manifest {
         if self.carriers.live != self.host.hidden_size {
             return Err(wrong(format!("carriers for a stream of {}", self.carriers.live)));
         }
-        let mut next = 0;
+        let (mut next, mut step) = (0, 0);
         let mut shift = 0;
         let mut sites = Vec::new();
         for entry in &self.sites {
-            if entry.layer < next || entry.layer >= self.host.layers {
+            // Steps after the same layer follow one another.
+            step = if entry.layer + 1 == next { step + 1 } else { 0 };
+            if entry.layer + 1 < next || entry.layer >= self.host.layers {
                 return Err(wrong(format!("layer {} is out of order or out of range", entry.layer)));
             }
             next = entry.layer + 1;
-            if entry.directory != format!("site-{}", entry.layer) {
+            if entry.directory != directory(entry.layer, step) {
                 return Err(wrong(format!("the site of layer {} is kept in {}", entry.layer, entry.directory)));
             }
             let dir = folder.join(&entry.directory);
@@ -738,6 +763,11 @@ impl Manifest {
     }
 }
 
+/// Where a site's block and certificate are: that of the layer, or of a further step after it.
+fn directory(layer: usize, step: usize) -> String {
+    if step == 0 { format!("site-{layer}") } else { format!("site-{layer}-{}", step + 1) }
+}
+
 /// A site whose certificate has been verified.
 #[derive(Clone, Debug)]
 pub struct CheckedSite {
@@ -763,7 +793,7 @@ fn removes(layers: &[InsertedLayer], c: &Carriers, norm: Option<f64>, host: &Hos
     }
     let y = layers.iter().fold(x.clone(), |x, layer| layer.forward(&x, eps));
     let left = |i: usize| (0..x.ncols()).map(|t| (y[(i, t)] - x[(i, t)]).abs()).fold(0.0, f64::max);
-    let largest = c.constants.iter().map(|k| c.value(k)).fold(0.0, f64::max);
+    let largest = c.constants.iter().map(|k| c.value(k).abs()).fold(0.0, f64::max);
     let (all, limit): (Vec<usize>, f64) = match c.kind {
         // Nothing but f64's own rounding of σ(128)·C; in f16, whose rounding of the norm's output is not simulated here, t.
         Kind::Padded => {

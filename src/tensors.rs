@@ -8,17 +8,26 @@
 //! |---|---|---|
 //! | safetensors | | `tensors/safetensors.rs` |
 //! | `.npy` | `\x93NUMPY` | `tensors/npy.rs` |
+//! | `.npz`, stored and not compressed | `PK\x03\x04` | `tensors/zip.rs`, `tensors/npy.rs` |
+//! | `.pt`, a state dictionary | the same, with a `data.pkl` | `tensors/zip.rs`, `tensors/torch.rs` |
 
 mod npy;
 mod safetensors;
+mod torch;
+mod zip;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result, nearest};
 pub use crate::format::Format;
+
+/// Rows of a matrix that one thread reads columns of before the next takes its turn.
+const ROWS_TOGETHER: usize = 64;
 
 /// Text of a file for a message: control characters escaped, never long.
 pub(crate) fn quoted(text: &str) -> String {
@@ -115,7 +124,10 @@ impl TensorFile {
     /// As [`TensorFile::open`].
     pub fn open_any(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::any(path.display().to_string(), Bytes::map(path, "name a file of tensors: .safetensors or .npy")?)
+        Self::any(
+            path.display().to_string(),
+            Bytes::map(path, "name a file of tensors: .safetensors, .npy, .npz or .pt")?,
+        )
     }
 
     /// A safetensors file that is in memory already; `place` names it in messages.
@@ -138,6 +150,8 @@ impl TensorFile {
         let stem = Path::new(&place).file_stem().map_or("array".into(), |s| s.to_string_lossy().into_owned());
         Self::parse(place, bytes, |bytes| match bytes {
             [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Ok(vec![npy::entry(stem, bytes, 0)?]),
+            _ if bytes.starts_with(zip::MAGIC) => archive(bytes),
+            _ if bytes.starts_with(torch::LEGACY) => Err(torch::legacy()),
             _ => safetensors::entries(bytes),
         })
     }
@@ -222,6 +236,21 @@ impl TensorFile {
         }
         error.help(format!("the file holds {list}"))
     }
+}
+
+/// The tensors of an `.npz` or a `.pt` file.
+fn archive(bytes: &[u8]) -> Result<Vec<Entry>> {
+    let files = zip::entries(bytes)?;
+    if let Some(pickle) = torch::pickle(&files) {
+        return torch::entries(bytes, &files, pickle);
+    }
+    let arrays = files.iter().filter_map(|f| Some((f.name.strip_suffix(".npy")?, f)));
+    let entries: Vec<Entry> =
+        arrays.map(|(name, f)| npy::entry(name.into(), &bytes[..f.span.end], f.span.start)).collect::<Result<_>>()?;
+    if entries.is_empty() {
+        return Err(Error::input("the archive holds neither NumPy arrays nor a PyTorch state dictionary"));
+    }
+    Ok(entries)
 }
 
 /// One tensor of a [`TensorFile`].
@@ -356,10 +385,24 @@ impl<'a> Tensor<'a> {
         let (rows, width) = self.matrix()?;
         columns.iter().try_for_each(|c| self.has("column", *c, width))?;
         let (down, across) = (self.entry.strides[0], self.entry.strides[1]);
+        let at = |row: usize, column: usize| self.at(row * down + column * across, || vec![row, column]);
+        if down <= across {
+            return columns.iter().map(|&c| (0..rows).map(|row| at(row, c)).collect()).collect();
+        }
+        // Every page of the matrix that holds an asked value is touched. Several threads wait for the disk at once, each in
+        // the order of the file.
+        let mut order: Vec<usize> = (0..columns.len()).collect();
+        order.sort_by_key(|k| columns[*k]);
+        let starts: Vec<usize> = (0..rows).step_by(ROWS_TOGETHER).collect();
+        let read = |start: &usize| -> Result<Vec<f64>> {
+            let rows = *start..rows.min(start + ROWS_TOGETHER);
+            rows.flat_map(|row| order.iter().map(move |k| (row, columns[*k]))).map(|(row, c)| at(row, c)).collect()
+        };
+        let parts: Vec<Result<Vec<f64>>> = starts.par_iter().map(read).collect();
         let mut out = vec![Vec::with_capacity(rows); columns.len()];
-        for row in 0..rows {
-            for (values, &column) in out.iter_mut().zip(columns) {
-                values.push(self.at(row * down + column * across, || vec![row, column])?);
+        for part in parts {
+            for row in part?.chunks_exact(columns.len().max(1)) {
+                order.iter().zip(row).for_each(|(k, x)| out[*k].push(*x));
             }
         }
         Ok(out)

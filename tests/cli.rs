@@ -105,6 +105,85 @@ fn rejected(dir: &Path, about: &str) {
 // -------------------------------------------------------------------------------------------------------- commands
 
 #[test]
+fn inspect_says_what_things_are() {
+    let inspect = |path: &str| neurograft().arg("inspect").arg(root(path)).assert().success();
+    let sae = |layout: &str| format!("an SAE in the layout {layout}");
+    inspect("examples/data").stdout(contains(sae("saelens")).and(contains("576 wide")).and(contains("median 2.7233")));
+    inspect("tests/fixtures/saes/saelens/v5-gated").stdout(contains("gated, read as jumprelu"));
+    inspect("tests/fixtures/saes/openmoss/llama_scope")
+        .stdout(contains("0.875 for all features").and(contains("bf16")));
+    inspect("tests/fixtures/saes/dictionary_learning/new/ae.pt").stdout(contains(sae("dictionary_learning")));
+    inspect("tests/fixtures/saes/sparsify/layers.3")
+        .stdout(contains(sae("sparsify")).and(contains("cannot be used")).and(contains("threshold = ")));
+    inspect("tests/fixtures/vectors/control.gguf").stdout(contains("direction.2 [5] f32, after layer 2"));
+    inspect("tests/fixtures/vectors/probes.safetensors").stdout(contains("probes [3, 5] f32"));
+    inspect("tests/fixtures/tensors/quantised.gguf").stdout(contains("1 Q4_K"));
+    inspect("tests/data/tiny-llama").stdout(contains("a HuggingFace checkpoint").and(contains("35 bf16")));
+    inspect("tests/fixtures/tensors/nested.pt").stdout(contains("nested.sae.w [2, 2] f64"));
+    inspect("examples/ablate.toml").stdout(contains("ablate feature 5"));
+    let w = Work::new();
+    let out = w.compile(|_| ());
+    neurograft()
+        .arg("inspect")
+        .arg(out.join("block.safetensors"))
+        .assert()
+        .success()
+        .stdout(contains("ablate feature 0"));
+    let refused = |path: &str| neurograft().arg("inspect").arg(root(path)).assert().code(2).stderr(contains("error: "));
+    refused("tests/fixtures/saes").stderr(contains("no SAE in this directory"));
+    refused("nothing").stderr(contains("nothing of that name"));
+    refused("README.md");
+}
+
+#[test]
+fn completions_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let done = neurograft().args(["completions", shell]).assert().success();
+        done.stdout(contains("neurograft").and(contains("splice")).and(contains("carriers")));
+    }
+    neurograft().args(["completions", "csh"]).assert().code(2);
+}
+
+#[test]
+fn errors_show_the_line_of_the_specification() {
+    let w = Work::new();
+    let spec = w.path("a.toml");
+    let refused = |text: &str| {
+        fs::write(&spec, format!("sae = \"sae\"\n\n[[interventions]]\nfeature = 1\n{text}\n")).unwrap();
+        neurograft().arg("explain").arg(&spec).assert().code(2)
+    };
+    refused("action = \"ablte\"")
+        .stderr(contains("a.toml:5:10").and(contains("^^^^^^^")).and(contains("help: did you mean")));
+    refused("acton = 1").stderr(contains("a.toml:5:1").and(contains("unknown field 'acton'")));
+    // What only the compiler sees: the expression, the threshold (0.3) outside of the range.
+    refused("action = \"expr\"\nexpr = \"z +* 2\"").stderr(contains("a.toml:6:8").and(contains("found '*'")));
+    refused("action = \"ablate\"\nrange = [1, 9]").stderr(contains("a.toml:6:9").and(contains("0.3")));
+    refused("action = \"ablate\"\n\n[[interventions]]\nfeature = 2\naction = \"ablate\"\ngate = 3")
+        .stderr(contains("a.toml:10:8").and(contains("no feature 3")));
+    fs::rename(w.path("sae"), w.path("elsewhere")).unwrap();
+    refused("action = \"ablate\"").stderr(contains("a.toml:1:7").and(contains("nothing of that name")));
+    fs::rename(w.path("elsewhere"), w.path("sae")).unwrap();
+    let text = w.spec(|s| s["budget"]["neurons"] = 0.into());
+    neurograft()
+        .arg("explain")
+        .arg(&text)
+        .assert()
+        .code(2)
+        .stderr(contains("spec.json:1:").and(contains("neurons must be")));
+}
+
+#[test]
+fn an_sae_that_leaves_something_open_is_told_in_the_specification() {
+    let w = Work::new();
+    let sae = root("tests/fixtures/saes/sparsify/layers.3");
+    let refused = w.spec(|s| s["sae"] = json!(sae));
+    neurograft().arg("explain").arg(&refused).assert().code(2).stderr(contains("depends on all the others"));
+    let table = json!({"path": sae, "layout": "sparsify", "threshold": 0.75});
+    let explained = neurograft().arg("explain").arg(w.spec(|s| s["sae"] = table.clone())).assert().success();
+    explained.stdout(contains("jumprelu(z, 0.75)"));
+}
+
+#[test]
 fn help_and_usage() {
     neurograft().arg("--help").assert().success().stdout(contains("Exit codes"));
     neurograft().arg("--version").assert().success().stdout(contains("neurograft"));

@@ -204,12 +204,21 @@ impl Features {
         fs::write(dir.join("cfg.json"), cfg.to_string()).unwrap();
     }
 
-    /// ablate 0, cap 1 at 0.5, halve 2, add 0.75 along 3
-    fn intervene(&self, x: &mut [f64]) {
+    /// What is added along each decoder row: ablate 0, cap 1 at 0.5, halve 2, add 0.75 along 3.
+    fn changes(&self, x: &[f64]) -> [f64; 4] {
         let z = |f: usize| (0..self.width).map(|i| self.encoder[i * FEATURES + f] * x[i]).sum::<f64>() + self.bias[f];
-        let a: Vec<f64> = (0..FEATURES).map(|f| z(f).max(0.0)).collect();
-        let c = [-a[0], a[1].min(0.5) - a[1], -0.5 * a[2], 0.75];
-        for (f, c) in c.iter().enumerate() {
+        let a = [0, 1, 2].map(|f| z(f).max(0.0));
+        [-a[0], a[1].min(0.5) - a[1], -0.5 * a[2], 0.75]
+    }
+
+    fn step(&self, f: usize, x: &mut [f64]) {
+        let c = self.changes(x)[f];
+        (0..self.width).for_each(|i| x[i] += c * self.decoder[f * self.width + i]);
+    }
+
+    /// All at once.
+    fn intervene(&self, x: &mut [f64]) {
+        for (f, c) in self.changes(x).iter().enumerate() {
             (0..self.width).for_each(|i| x[i] += c * self.decoder[f * self.width + i]);
         }
     }
@@ -272,6 +281,11 @@ impl Work {
     /// (largest difference of the stream after the insertion, of the logits) between the spliced file and the source with
     /// the intervention between its layers, both in f64
     fn compare(&self) -> (f64, f64) {
+        self.compare_at(2, &|x| self.features.intervene(x))
+    }
+
+    /// The same where `last` is the last inserted layer and `hook` the intervention.
+    fn compare_at(&self, last: usize, hook: &dyn Fn(&mut [f64])) -> (f64, f64) {
         let prompts = [vec![5, 1, 33, 2, 2, 17], vec![39, 0, 8]];
         let run = |name: &str, after: usize, hook: &dyn Fn(&mut [f64])| {
             let model = Model::open(self.path(name)).unwrap();
@@ -290,8 +304,8 @@ impl Work {
             }
             (seen.unwrap(), model.logits(&stream, &[5, 8]).unwrap())
         };
-        let source = run("model.gguf", 1, &|x| self.features.intervene(x));
-        let spliced = run("out.gguf", 2, &|_| ());
+        let source = run("model.gguf", 1, hook);
+        let spliced = run("out.gguf", last, &|_| ());
         ((source.0 - spliced.0).abs().max(), (source.1 - spliced.1).abs().max())
     }
 }
@@ -348,6 +362,30 @@ fn kinds() -> Vec<Host> {
             ..Host::default()
         },
     ]
+}
+
+/// `sequence`: each intervention in a layer of its own, each reading what the one before it has left.
+#[test]
+fn steps_after_one_layer() {
+    let host = Host::default();
+    let w = Work::new(&host);
+    let mut spec: Json = serde_json::from_slice(&fs::read(w.path("spec.json")).unwrap()).unwrap();
+    spec["sequence"] = true.into();
+    fs::write(w.path("spec.json"), spec.to_string()).unwrap();
+    let (code, said) = w.splice(&["--carriers", "padded"]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = w.check();
+    assert_eq!(code, 0, "{said}");
+    let (source, out) = (w.read("model.gguf"), w.read("out.gguf"));
+    assert_eq!(out.u32("llama.block_count"), Some(host.layers as u32 + 4));
+    // The layer itself, then the steps, then the next one: each has its tensors once.
+    let own = source.tensors.iter().filter(|t| t.0.starts_with("blk.2.")).count();
+    assert_eq!(out.tensors.iter().filter(|t| t.0.starts_with("blk.6.")).count(), own);
+    let (stream, logits) = w.compare_at(5, &|x| (0..4).for_each(|k| w.features.step(k, x)));
+    // Four layers of padding's rounded gains.
+    assert!(stream < 1e-4 && logits < 1e-3, "{stream:e} {logits:e}");
+    let (parallel, _) = w.compare_at(5, &|x| w.features.intervene(x));
+    assert!(parallel > 1e-3, "{parallel:e}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use neurograft::intervention;
 use neurograft::sae::{Architecture, Sae};
 use neurograft::spec::{Action, Spec};
 use neurograft::tensors::TensorFile;
@@ -55,13 +56,14 @@ fn slice_of_a_real_sae() {
 #[test]
 fn example_specification() {
     let spec = Spec::read(root().join("examples/ablate.toml")).unwrap();
-    let sae = Sae::open(&spec.sae).unwrap();
+    let dir = spec.sae.clone().unwrap();
+    let sae = Sae::open(&dir).unwrap();
     let features = sae.features(&spec.features().unwrap()).unwrap();
     assert_eq!(features.iter().map(|f| f.index).collect::<Vec<_>>(), [0, 2, 3, 5]);
     assert_eq!(spec.interventions[2].action, Action::Scale("1/2".parse().unwrap()));
-    let response = spec.interventions[0].response(sae.architecture(), features[3].threshold).unwrap();
-    assert_eq!(response, "-(jumprelu(z, 2.7233097553253173828125))");
-    assert_eq!(active(&spec.sae), [18, 18, 1, 16, 2, 17]);
+    let target = intervention::target(&spec, &sae).unwrap();
+    assert_eq!(target.responses[0].expr.to_string(), "-jumprelu(z, 2.7233097553253173828125)");
+    assert_eq!(active(&dir), [18, 18, 1, 16, 2, 17]);
 }
 
 #[test]

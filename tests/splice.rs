@@ -612,7 +612,8 @@ fn borrowed_f32() {
     let w = compare(&model, &borrow(&[]), MEAN, BORROWED);
     assert!(certified(&w.path("out"), 1) < 0.2);
     let manifest: Value = serde_json::from_slice(&fs::read(w.path("out/neurograft/splice.json")).unwrap()).unwrap();
-    assert_eq!(manifest["carriers"]["constants"], json!([{"coordinate": 11, "a": 8}]), "the quiet one");
+    let constants = manifest["carriers"]["constants"].as_array().unwrap();
+    assert!(constants.len() == 1 && constants[0]["coordinate"] == 11, "the quiet one: {constants:?}");
     // 96 = 64 + 16 + 16
     let wide = Model { hidden: 96, heads: 6, key_heads: 3, quiet: vec![3, 50, 95], shards: 2, ..Model::default() };
     compare(&wide, &borrow(&["--borrow", "95,3,50"]), MEAN, BORROWED);
@@ -706,6 +707,66 @@ fn several_sites_each_with_its_own_features() {
         ];
         assert!(errors.iter().all(|e| *e <= everything), "{carriers}: {errors:?}");
     }
+}
+
+/// `sequence`: the interventions after layer 1 one after the other, each in a layer of its own, each reading what the one
+/// before it has left.
+#[test]
+fn steps_after_one_layer() {
+    let model = Model { layers: 4, shards: 3, ..Model::default() };
+    let w = Work::new(&model);
+    w.spec(|s| s["sequence"] = true.into());
+    w.command(&[])
+        .assert()
+        .code(predicate::in_iter([0, 3]))
+        .stdout(contains("inserted as 2").and(contains("inserted as 5")));
+    let out = w.path("out");
+    assert_eq!(w.check().0, 0, "{}", w.check().1);
+    let spliced = read(&out);
+    assert_eq!(spliced.config["num_hidden_layers"], 8);
+    let manifest: Value = serde_json::from_slice(&fs::read(out.join("neurograft/splice.json")).unwrap()).unwrap();
+    let sites = manifest["sites"].as_array().unwrap();
+    let places: Vec<_> = sites.iter().map(|s| (s["directory"].as_str().unwrap(), &s["inserted"])).collect();
+    let of = |k: usize| json!([k]);
+    assert_eq!(places, [("site-1", &of(2)), ("site-1-2", &of(3)), ("site-1-3", &of(4)), ("site-1-4", &of(5))]);
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("cap feature 1: z is feature 1; v is the decoder row of feature 1"), "{card}");
+
+    // The steps of `Features::intervene`, one at a time.
+    let step = |k: usize, x: &mut [f64]| {
+        let a = w.features.z(k, x).max(0.0);
+        let c = [-a, a.min(0.5) - a, -0.5 * a, 0.75][k];
+        (0..model.hidden).for_each(|i| x[i] += c * w.features.decoder[k * model.hidden + i]);
+    };
+    let hook = |l: usize, x: &mut [f64]| {
+        if l == 1 {
+            (0..4).for_each(|k| step(k, x));
+        }
+    };
+    let (expected, logits) = forward(&read(&w.path("model")), &TOKENS, &hook);
+    let (seen, found) = forward(&spliced, &TOKENS, &|_, _| ());
+    let d = model.hidden;
+    for k in 0..4 {
+        let mut by_hook = live(&seen[1 + k], d);
+        by_hook.iter_mut().for_each(|x| step(k, x));
+        let error = largest(&live(&seen[2 + k], d), &by_hook);
+        // Steps are certified one by one; 1e-9 is f64's own.
+        assert!(error <= 1e-4 + 1e-9, "step {k}: {error:e}");
+    }
+    let errors = [
+        largest(&live(&seen[5], d), &expected[1]),
+        largest(&live(&seen[7], d), &expected[3]),
+        largest(&found, &logits),
+    ];
+    assert!(errors.iter().all(|e| *e <= F32), "{errors:?}");
+    // In parallel it is another intervention.
+    let together = |l: usize, x: &mut [f64]| {
+        if l == 1 {
+            w.features.intervene(x)
+        }
+    };
+    let (parallel, _) = forward(&read(&w.path("model")), &TOKENS, &together);
+    assert!(largest(&parallel[1], &expected[1]) > 1e-3);
 }
 
 /// What [`gated`] asks for, and how near the residual is to a boundary.

@@ -94,6 +94,15 @@ pub(super) fn compile(
 
     let first = guards.append(&first, options, d, g);
     let (second, gated) = gates(second, &terms, &guards, &carried_by, options, d, g)?;
+    if let Some(name) =
+        [("first", &first), ("second", &second)].iter().find(|(_, b)| !is_finite(b)).map(|(name, _)| name)
+    {
+        return Err(Error::unsupported(format!(
+            "a weight of the {name} of two layers exceeds the range of {}",
+            options.format
+        ))
+        .help("choose a wider number format, or smaller values"));
+    }
     let claim = TwoLayerClaim {
         live: d,
         guards: guards.rows.iter().map(|r| r.slope).collect(),
@@ -292,6 +301,13 @@ fn gates(
         units.push(&[], REMOVAL, &up, 0.0, &[(d + q, -1.0)]);
     }
     Ok((units.block(&free, options), claims))
+}
+
+fn is_finite(b: &Block) -> bool {
+    let rows = [Some(&b.gate), b.up.as_ref(), Some(&b.down)];
+    let biases = [&b.gate_bias, &b.up_bias, &b.down_bias];
+    rows.into_iter().flatten().all(|m| m.iter().all(|x| x.is_finite()))
+        && biases.into_iter().flatten().all(|v| v.iter().all(|x| x.is_finite()))
 }
 
 /// Hidden units in the making.

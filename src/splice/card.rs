@@ -143,15 +143,18 @@ pub(super) fn plan(plan: &Plan) -> String {
         let _ = writeln!(out, "note: {note}");
     }
     for site in &plan.sites {
-        let _ = writeln!(out, "\nafter layer {}, from {}:", site.layer, site.origin.sae.display());
+        let from = site.origin.sae.as_ref().map_or("vectors".into(), |sae| sae.display().to_string());
+        let _ = writeln!(out, "\nafter layer {}, from {from}:", site.layer);
+        let rows = rows(&site.compiled.certificate);
+        let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).clamp(28, 60);
         let _ = writeln!(
             out,
-            "{:<28} {:<13} {:>10} {:>10} {:>10}  c(z)",
+            "{:<width$} {:<13} {:>10} {:>10} {:>10}  c(z)",
             "response", "status", "error", "overshoot", "leak"
         );
-        for r in rows(&site.compiled.certificate) {
+        for r in rows {
             let figures = format!("{:>10} {:>10} {:>10}", r.error, r.overshoot, r.leak);
-            let _ = writeln!(out, "{:<28} {:<13} {figures}  {}", r.name, r.status, r.response);
+            let _ = writeln!(out, "{:<width$} {:<13} {figures}  {}", r.name, r.status, r.response);
         }
         if let Some(total) = &site.compiled.proof.total {
             let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
@@ -343,11 +346,11 @@ fn card(plan: &Plan, about: About) -> String {
     add("## What was inserted\n");
     for site in &plan.sites {
         add(&format!(
-            "After layer {} of the source, as {} {}: x ← x + Σ c(z)·v with z a pre-activation of the SAE `{}`{}{}; {}.\n",
+            "After layer {} of the source, as {} {}: x ← x + Σ c(z)·v with z a pre-activation of {}{}{}; {}.\n",
             site.layer,
             if site.layers.len() == 1 { "layer" } else { "layers" },
             list(site.inserted.clone()),
-            site.origin.sae.display(),
+            site.origin.sae.as_ref().map_or("vectors".into(), |sae| format!("the SAE `{}`", sae.display())),
             site.origin.model.as_ref().map_or(String::new(), |m| format!(", trained on `{m}`")),
             site.origin.hook.as_ref().map_or(String::new(), |h| format!(" at `{h}`")),
             units(site, plan.host.intermediate_size)
@@ -357,9 +360,12 @@ fn card(plan: &Plan, about: About) -> String {
         );
         add("|---|---|---|---|---|---|---|---|");
         for r in rows(&site.compiled.certificate) {
-            let about = format!("| {} | `{}` | {} | {} | {}", r.name, r.response, r.domain, r.status, r.band);
+            let name = cell(&r.name);
+            let about = format!("| {name} | `{}` | {} | {} | {}", r.response, r.domain, r.status, r.band);
             add(&format!("{about} | {} | {} | {} |", r.error, r.overshoot, r.leak));
         }
+        add("\nThe rows of this table add up; what reads and writes which direction:\n");
+        site.legend.iter().for_each(|line| add(&format!("* {}", cell(line))));
         add("");
         if let Some(total) = &site.compiled.proof.total {
             add(&format!(
@@ -418,6 +424,11 @@ fn card(plan: &Plan, about: About) -> String {
     add("## Engines\n");
     about.engines.iter().for_each(|text| add(&format!("* {text}")));
     out
+}
+
+/// A name of somebody's own in Markdown.
+fn cell(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;")
 }
 
 /// The YAML head of the card: what the source's card says of its licence and language, and what it is derived from.

@@ -62,6 +62,16 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_path_buf(), head, layout, host })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of its files of weights.
+    pub(super) fn bytes(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |m| m.len())
+    }
+
     /// What its decoder offers.
     pub fn host(&self) -> &Host {
         &self.host

@@ -270,6 +270,17 @@ impl Checkpoint {
         Ok(Checkpoint { dir: dir.to_path_buf(), config_text, config, layout, host, files, derived })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes of its files of weights.
+    pub(super) fn bytes(&self) -> u64 {
+        let size = |(name, _): &(String, _)| fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
+        self.files.shards.iter().map(size).sum()
+    }
+
     /// What its decoder offers.
     pub fn host(&self) -> &Host {
         &self.host
@@ -531,8 +542,8 @@ fn entries<'a>(
                 let origin = origins[layer];
                 // The layer itself comes first, then those that were inserted after it.
                 let k = layer - origins.partition_point(|o| *o < origin);
-                let site = sites.iter().find(|s| s.0 == origin).and_then(|s| s.1.get(k.checked_sub(1)?));
-                match site {
+                let mut inserted = sites.iter().filter(|s| s.0 == origin).flat_map(|s| s.1);
+                match k.checked_sub(1).and_then(|k| inserted.nth(k)) {
                     None => source(Place { layer: Some(origin), ..*place }, from, scale),
                     Some(inserted) => (content(inserted, place.slot.name, carriers), layer_name(origin, DOWN_WEIGHT)),
                 }

@@ -180,10 +180,14 @@ fn pre_activations(r: &Response, x: &[f64]) -> Vec<f64> {
 }
 
 /// splitmix64: the same tokens for the same model, whoever makes the test.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -252,7 +256,7 @@ struct Twice {
 fn prompts(source: &Path, plan: &Plan) -> Result<Vec<Prompt>> {
     let model = Model::open(source)?;
     let vocabulary = model.vocabulary()? as u64;
-    let mut random = Random(vocabulary);
+    let mut random = Random::new(vocabulary);
     let candidates: Vec<Vec<u32>> = LENGTHS
         .iter()
         .map(|n| {
@@ -273,7 +277,7 @@ fn prompts(source: &Path, plan: &Plan) -> Result<Vec<Prompt>> {
         if layer > site.layer {
             model.layer(layer, &mut twice.stream)?;
         }
-        if let Some(site) = plan.sites.iter().find(|s| s.layer == layer) {
+        for site in plan.sites.iter().filter(|s| s.layer == layer) {
             digests = twice.intervene(site, plan, &mut counts)?;
         }
     }

@@ -281,10 +281,9 @@ pub(super) fn entries<'a>(
             None => info.name.clone(),
         };
         entries.push(source(info, name, from, to)?);
-        if let Some((layer, layers)) = sites.iter().find(|s| last(s.0) == Some(k)) {
-            for (k, inserted) in layers.iter().enumerate() {
-                entries.extend(insert(layer + inserted_before(*layer) + 1 + k, inserted, to));
-            }
+        let here = sites.iter().filter(|s| last(s.0) == Some(k));
+        for (k, (layer, inserted)) in here.flat_map(|(layer, all)| all.iter().map(move |l| (*layer, l))).enumerate() {
+            entries.extend(insert(layer + inserted_before(layer) + 1 + k, inserted, to));
         }
     }
     Ok(entries)
