@@ -27,8 +27,8 @@ use crate::host::Insertion;
 use crate::ridge::split;
 use crate::solve::{Budget, Solution};
 use crate::stack::{Form, Neuron, Stack};
-use stacks::solve_all;
 use crate::tokens::{Calibration, Tokens};
+use stacks::solve_all;
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
