@@ -1,11 +1,18 @@
 //! Certified error against neurons, for every pair of activations and for the responses of interventions: a report.
 //!
-//! `cargo bench --bench tradeoff` prints a table and writes `tradeoff.csv`, `tradeoff.md` and the figures to
-//! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. `-- --test` runs a few cells and
+//! `cargo bench --bench tradeoff` prints a line for each pair and writes `tradeoff.csv`, `tradeoff.md` and the figures to
+//! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. Pairs that are done stand in
+//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew). `-- --test` runs a few cells and
 //! writes nothing.
+//!
+//! Pairs run side by side, each on one core.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use neurograft::activation::Activation;
@@ -14,7 +21,7 @@ use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::lower::{self, Family};
 use neurograft::report::log_plot;
-use neurograft::solve::{Budget, Request, Solution, solve};
+use neurograft::solve::{Budget, Request, Solution, by_neurons};
 use neurograft::stack::Form;
 use neurograft::{duals, eval};
 
@@ -55,54 +62,91 @@ const MAX_TOTAL: f64 = 100.0;
 const DOMAIN: (f64, f64) = (-8.0, 8.0);
 const BAND: f64 = 0.125;
 
+/// One row of a table: a target from a source, with every number of neurons.
+struct Job {
+    /// matrix or response
+    part: &'static str,
+    name: String,
+    target: Expr,
+    source: String,
+    max_weight: f64,
+    counts: Vec<usize>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
 struct Cell {
+    part: String,
     target: String,
-    source: &'static str,
+    source: String,
     max_weight: f64,
     allowed: usize,
+    /// for all numbers of neurons together, on one core
     seconds: f64,
     /// `None` where nothing keeps to the limits
     found: Option<Found>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
 struct Found {
     used: usize,
     /// off the bands, or the overshoot inside, whichever is larger
     error: f64,
-    exact: bool,
     status: String,
     /// no stack with these inner weights (relu: no polyline with as many kinks) is better
     lower: Option<f64>,
     weight: f64,
     total: f64,
+    /// evidence of local optimality, of fits
+    alternations: Option<usize>,
 }
 
-fn cell(name: &str, target: &Expr, source: &'static str, allowed: usize, max_weight: f64) -> Cell {
-    let activation: Activation = source.parse().unwrap();
-    let budget = Budget { neurons: allowed, max_weight, max_total: MAX_TOTAL, band: BAND, ..Budget::default() };
-    let domain = Domain::new(DOMAIN.0, DOMAIN.1).unwrap();
-    let request = Request { target, source: &activation, form: Form::Plain, format: Format::F64, domain, budget };
-    let start = Instant::now();
-    let solution = solve(&request).ok();
-    let seconds = start.elapsed().as_secs_f64();
-    let found = solution.map(|s| {
-        let f = s.certificate.figures();
-        let error = f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0));
-        assert!(error >= 0.0 && error.is_finite());
-        let exact = f.status.is_exact();
-        let lower = if exact { None } else { lower_bound(target, &activation, domain, allowed, &s) };
-        assert!(lower.is_none_or(|l| l <= error), "{name} from {source}: {lower:?} above {error}");
-        Found {
-            used: s.stack.neurons.len(),
-            error,
-            exact,
-            status: format!("{:?}", f.status),
-            lower,
-            weight: s.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max),
-            total: s.stack.neurons.iter().map(|n| n.out.abs()).sum(),
-        }
-    });
-    Cell { target: name.into(), source, max_weight, allowed, seconds, found }
+impl Found {
+    fn exact(&self) -> bool {
+        self.status.starts_with("Exact")
+    }
+}
+
+impl Job {
+    fn run(&self) -> Vec<Cell> {
+        let source: Activation = self.source.parse().unwrap();
+        let budget = Budget { max_weight: self.max_weight, max_total: MAX_TOTAL, band: BAND, ..Budget::default() };
+        let domain = Domain::new(DOMAIN.0, DOMAIN.1).unwrap();
+        let target = &self.target;
+        let request = Request { target, source: &source, form: Form::Plain, format: Format::F64, domain, budget };
+        let start = Instant::now();
+        let solutions = by_neurons(&request, &self.counts).unwrap_or_else(|_| vec![None; self.counts.len()]);
+        let seconds = start.elapsed().as_secs_f64();
+        let found = |s: Solution, allowed: usize| {
+            let error = s.error();
+            assert!(error >= 0.0 && error.is_finite());
+            let exact = s.certificate.status().is_exact();
+            let lower = if exact { None } else { lower_bound(target, &source, domain, allowed, &s) };
+            assert!(lower.is_none_or(|l| l <= error), "{} from {source}: {lower:?} above {error}", self.name);
+            Found {
+                used: s.stack.neurons.len(),
+                error,
+                status: format!("{:?}", s.certificate.status()),
+                lower,
+                weight: s.max_weight(),
+                total: s.total(),
+                alternations: s.alternations,
+            }
+        };
+        let cell = |(s, allowed): (Option<Solution>, &usize)| Cell {
+            part: self.part.into(),
+            target: self.name.clone(),
+            source: self.source.clone(),
+            max_weight: self.max_weight,
+            allowed: *allowed,
+            seconds,
+            found: s.map(|s| found(s, *allowed)),
+        };
+        solutions.into_iter().zip(&self.counts).map(cell).collect()
+    }
+
+    fn is(&self, c: &Cell) -> bool {
+        (&c.target, &c.source, c.max_weight) == (&self.name, &self.source, self.max_weight) && c.part == self.part
+    }
 }
 
 fn lower_bound(target: &Expr, source: &Activation, domain: Domain, kinks: usize, s: &Solution) -> Option<f64> {
@@ -121,7 +165,7 @@ fn lower_bound(target: &Expr, source: &Activation, domain: Domain, kinks: usize,
 }
 
 /// The floor for any number of neurons: (target, source, W, A, bound).
-fn floors(test: bool) -> Vec<(&'static str, &'static str, Family, f64)> {
+fn floors() -> Vec<(&'static str, &'static str, Family, f64)> {
     let cases = [
         ("relu(z)", "silu", 1.0, 10.0),
         ("relu(z)", "silu", 1.0, 100.0),
@@ -132,7 +176,6 @@ fn floors(test: bool) -> Vec<(&'static str, &'static str, Family, f64)> {
         ("silu(z)", "gelu", 0.5, 4.0),
         ("silu(z)", "gelu", 0.5, 16.0),
     ];
-    let shown = if test { 0 } else { cases.len() };
     let floor = |&(target, source, max_weight, max_total): &(&'static str, &'static str, f64, f64)| {
         let (expr, activation): (Expr, Activation) = (target.parse().unwrap(), source.parse().unwrap());
         let family = Family { max_weight, max_total };
@@ -142,34 +185,58 @@ fn floors(test: bool) -> Vec<(&'static str, &'static str, Family, f64)> {
         let bound = lower::all_stacks(&expr, domain, &activation, family, &witness).ok()?.value();
         Some((target, source, family, bound))
     };
-    cases[..shown].iter().filter_map(floor).collect()
+    cases.iter().filter_map(floor).collect()
 }
 
 fn shown(c: &Cell) -> String {
     match &c.found {
         None => "-".into(),
-        Some(f) if f.exact => "exact".into(),
+        Some(f) if f.exact() => "exact".into(),
         Some(f) => format!("{:.1e}", f.error),
     }
 }
 
-fn csv(cells: &[Cell]) -> String {
-    let mut out = String::from(
-        "target,source,max_weight,neurons_allowed,neurons_used,certified_error,status,lower_bound,largest_weight,sum_out,seconds\n",
-    );
-    for c in cells {
-        let head = format!("{},{},{},{}", c.target, c.source, c.max_weight, c.allowed);
-        match &c.found {
-            Some(f) => {
-                let lower = f.lower.map_or(String::new(), |l| format!("{l:.6e}"));
-                let Found { used, error, status, weight, total, .. } = f;
-                writeln!(out, "{head},{used},{error:.6e},{status},{lower},{weight:.6},{total:.6},{:.3}", c.seconds)
-            }
-            None => writeln!(out, "{head},,,,,,,{:.3}", c.seconds),
-        }
-        .unwrap();
+const HEAD: &str = "part,target,source,max_weight,neurons_allowed,seconds,neurons_used,certified_error,status,lower_bound,largest_weight,sum_out,alternations";
+
+/// A cell as a line of the file; numbers that read back as they are.
+fn row(c: &Cell) -> String {
+    let mut out = format!("{},{},{},{},{},{:.3}", c.part, c.target, c.source, c.max_weight, c.allowed, c.seconds);
+    if let Some(Found { used, error, status, lower, weight, total, alternations }) = &c.found {
+        let lower = lower.map_or(String::new(), |l| format!("{l:e}"));
+        let alternations = alternations.map_or(String::new(), |k| k.to_string());
+        write!(out, ",{used},{error:e},{status},{lower},{weight},{total},{alternations}").unwrap();
+    } else {
+        out += ",,,,,,,";
     }
     out
+}
+
+/// What [`row`] wrote; `None` of a line that was cut off.
+fn read(line: &str) -> Option<Cell> {
+    let f: Vec<&str> = line.split(',').collect();
+    if f.len() != HEAD.split(',').count() {
+        return None;
+    }
+    let found = || {
+        Some(Found {
+            used: f[6].parse().ok()?,
+            error: f[7].parse().ok()?,
+            status: f[8].into(),
+            lower: f[9].parse().ok(),
+            weight: f[10].parse().ok()?,
+            total: f[11].parse().ok()?,
+            alternations: f[12].parse().ok(),
+        })
+    };
+    Some(Cell {
+        part: f[0].into(),
+        target: f[1].into(),
+        source: f[2].into(),
+        max_weight: f[3].parse().ok()?,
+        allowed: f[4].parse().ok()?,
+        seconds: f[5].parse().ok()?,
+        found: if f[6].is_empty() { None } else { Some(found()?) },
+    })
 }
 
 /// Targets down, sources across.
@@ -189,7 +256,7 @@ fn table(cells: &[Cell], neurons: usize) -> String {
 fn figure(cells: &[Cell], target: &str, max_weight: f64, sources: &[&str]) -> String {
     let series = |source: &&str| {
         let of = cells.iter().filter(|c| c.target == target && c.source == *source && c.max_weight == max_weight);
-        let at = |c: &Cell| c.found.as_ref().map(|f| (c.allowed as f64, if f.exact { 0.0 } else { f.error }));
+        let at = |c: &Cell| c.found.as_ref().map(|f| (c.allowed as f64, if f.exact() { 0.0 } else { f.error }));
         (source.to_string(), of.filter_map(at).collect::<Vec<_>>())
     };
     let lines: Vec<_> = sources.iter().map(series).filter(|s| !s.1.is_empty()).collect();
@@ -263,63 +330,117 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)
     out
 }
 
+fn jobs(test: bool, most: usize) -> Vec<Job> {
+    let up_to = |counts: &[usize]| -> Vec<usize> {
+        counts.iter().copied().filter(|n| *n <= if test { 2 } else { most }).collect()
+    };
+    let mut jobs = Vec::new();
+    let (targets, sources) = if test { (&TARGETS[1..2], &SOURCES[..2]) } else { (&TARGETS[..], &SOURCES[..]) };
+    for target in targets {
+        for source in sources.iter().filter(|s| *s != target) {
+            jobs.push(Job {
+                part: "matrix",
+                name: target.to_string(),
+                target: Expr::of(target.parse().unwrap()),
+                source: source.to_string(),
+                max_weight: MAX_WEIGHT,
+                counts: up_to(&NEURONS),
+            });
+        }
+    }
+    for (name, text) in &RESPONSES[..if test { 1 } else { RESPONSES.len() }] {
+        for max_weight in RESPONSE_WEIGHTS {
+            for source in &RESPONSE_SOURCES[..if test { 2 } else { RESPONSE_SOURCES.len() }] {
+                jobs.push(Job {
+                    part: "response",
+                    name: name.to_string(),
+                    target: text.parse().unwrap(),
+                    source: source.to_string(),
+                    max_weight,
+                    counts: up_to(&RESPONSE_NEURONS),
+                });
+            }
+        }
+    }
+    jobs
+}
+
+/// All jobs' cells, in their order; those in `done` are not run again, the others handed to `finished` as they come.
+fn run(jobs: &[Job], done: &[Cell], finished: impl Fn(&[Cell]) + Sync) -> Vec<Cell> {
+    let (next, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let all: Mutex<BTreeMap<usize, Vec<Cell>>> = Mutex::new(BTreeMap::new());
+    let known = |job: &Job| -> Option<Vec<Cell>> {
+        let cells: BTreeMap<usize, &Cell> = done.iter().filter(|c| job.is(c)).map(|c| (c.allowed, c)).collect();
+        job.counts.iter().map(|n| cells.get(n).copied().cloned()).collect()
+    };
+    let work = || {
+        // A pool of one thread for each job keeps other jobs' work out of its time.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        while let Some((k, job)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|k| Some((k, jobs.get(k)?))) {
+            let cells = known(job).unwrap_or_else(|| {
+                let cells = pool.install(|| job.run());
+                finished(&cells);
+                cells
+            });
+            let line: Vec<String> = cells.iter().map(shown).collect();
+            let done = 1 + count.fetch_add(1, Ordering::Relaxed);
+            let Job { name, source, max_weight, .. } = job;
+            println!(
+                "{done:>3}/{} {name:<12} {source:<10} ≤ {max_weight:<5} {:>6.1} s  {}",
+                jobs.len(),
+                cells[0].seconds,
+                line.join("  ")
+            );
+            all.lock().unwrap().insert(k, cells);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(work);
+        }
+    });
+    all.into_inner().unwrap().into_values().flatten().collect()
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let test = arguments.iter().any(|a| a == "--test");
+    let has = |name: &str| arguments.iter().any(|a| a == name);
     let after = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
+    let test = has("--test");
     let most = after("--most").map_or(usize::MAX, |n| n.parse().expect("a number"));
-    let counts: Vec<usize> = NEURONS.into_iter().filter(|n| *n <= if test { 2 } else { most }).collect();
-    let (targets, sources) = if test { (&TARGETS[1..2], &SOURCES[..2]) } else { (&TARGETS[..], &SOURCES[..]) };
-    let mut matrix = Vec::new();
-    for target in targets {
-        let expr = Expr::of(target.parse().unwrap());
-        for source in sources.iter().filter(|s| *s != target) {
-            for n in &counts {
-                matrix.push(cell(target, &expr, source, *n, MAX_WEIGHT));
-            }
-            let line: Vec<String> = matrix.iter().rev().take(counts.len()).rev().map(shown).collect();
-            println!("{target:<12} {source:<10} {}", line.join("  "));
-        }
-    }
-    let mut responses = Vec::new();
-    for (name, text) in &RESPONSES[..if test { 1 } else { RESPONSES.len() }] {
-        let expr: Expr = text.parse().unwrap();
-        for limit in RESPONSE_WEIGHTS {
-            for source in &RESPONSE_SOURCES[..if test { 2 } else { RESPONSE_SOURCES.len() }] {
-                for n in &RESPONSE_NEURONS[..if test { 2 } else { RESPONSE_NEURONS.len() }] {
-                    responses.push(cell(name, &expr, source, *n, limit));
-                }
-                let line: Vec<String> =
-                    responses.iter().filter(|c| c.target == *name && c.source == *source).map(shown).collect();
-                println!("{name:<12} {source:<10} ≤ {limit}: {}", line.join("  "));
-            }
-        }
-    }
-    let floors = floors(test);
-    // More neurons should never be worse; where the search had no luck, say so.
-    for w in matrix.windows(2).filter(|w| w[0].target == w[1].target && w[0].source == w[1].source) {
-        if let [Some(a), Some(b)] = [&w[0].found, &w[1].found]
-            && b.error > a.error * 1.01 + 1e-12
-            && !a.exact
-        {
-            println!("{} from {}: {} neurons are worse than {}", w[0].target, w[0].source, w[1].allowed, w[0].allowed);
-        }
-    }
+    let jobs = jobs(test, most);
     if test {
+        for cell in run(&jobs, &[], |_| ()) {
+            let back = read(&row(&cell)).unwrap();
+            assert_eq!(Cell { seconds: 0.0, ..back }, Cell { seconds: 0.0, ..cell });
+        }
         return;
     }
     let target_dir = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let dir = after("--into").map_or(target_dir.join("tradeoff"), PathBuf::from);
+        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from)
+        .join("tradeoff");
+    std::fs::create_dir_all(&target_dir).unwrap();
+    let rows = target_dir.join("rows.csv");
+    if has("--fresh") {
+        let _ = std::fs::remove_file(&rows);
+    }
+    let done: Vec<Cell> = std::fs::read_to_string(&rows).unwrap_or_default().lines().filter_map(read).collect();
+    let file = Mutex::new(std::fs::OpenOptions::new().create(true).append(true).open(&rows).unwrap());
+    let cells = run(&jobs, &done, |cells| {
+        let text: String = cells.iter().map(|c| row(c) + "\n").collect();
+        file.lock().unwrap().write_all(text.as_bytes()).unwrap();
+    });
+    let (matrix, responses): (Vec<Cell>, Vec<Cell>) = cells.into_iter().partition(|c| c.part == "matrix");
+    let floors = floors();
+    let dir = after("--into").map_or(target_dir, PathBuf::from);
     let machine = after("--machine").unwrap_or_else(|| {
         format!("{} cores, {}", std::thread::available_parallelism().map_or(1, |n| n.get()), std::env::consts::ARCH)
     });
     std::fs::create_dir_all(dir.join("tradeoff")).unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
-    let all: Vec<Cell> = matrix;
-    write("tradeoff.md", &page(&all, &responses, &floors, &machine));
+    write("tradeoff.md", &page(&matrix, &responses, &floors, &machine));
     for target in TARGETS {
-        write(&format!("tradeoff/{target}.svg"), &figure(&all, target, MAX_WEIGHT, &SOURCES));
+        write(&format!("tradeoff/{target}.svg"), &figure(&matrix, target, MAX_WEIGHT, &SOURCES));
     }
     for (name, _) in RESPONSES {
         for limit in RESPONSE_WEIGHTS {
@@ -329,7 +450,7 @@ fn main() {
             );
         }
     }
-    let rows = csv(&all) + csv(&responses).split_once('\n').expect("a head").1;
-    write("tradeoff.csv", &rows);
+    let lines: Vec<String> = matrix.iter().chain(&responses).map(row).collect();
+    write("tradeoff.csv", &format!("{HEAD}\n{}\n", lines.join("\n")));
     println!("wrote {}", dir.display());
 }

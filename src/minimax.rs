@@ -110,7 +110,7 @@ impl Fit {
 /// finite on the domain.
 pub fn fit(problem: &Problem) -> Option<Fit> {
     let samples = Sampled::new(problem)?;
-    let mut engine = Engine::new(problem, &samples);
+    let mut engine = Engine::new(problem, &samples)?;
     let mut best = engine.constant();
     for n in 1..=problem.neurons {
         let found = engine.fit(n, if n == problem.neurons { f64::INFINITY } else { 0.0 });
@@ -119,11 +119,27 @@ pub fn fit(problem: &Problem) -> Option<Fit> {
     best
 }
 
+/// The best stacks of each of these numbers of neurons, in ascending order, handed to `visit` until it has enough. One search
+/// serves all: it goes on from the stacks of fewer neurons.
+pub fn at_each(problem: &Problem, counts: &[usize], mut visit: impl FnMut(Fit) -> ControlFlow<()>) {
+    let Some(samples) = Sampled::new(problem) else { return };
+    let Some(mut engine) = Engine::new(problem, &samples) else { return };
+    for n in 1..=problem.neurons {
+        let wanted = counts.contains(&n);
+        let found = engine.fit(n, if wanted { f64::INFINITY } else { 0.0 });
+        if let Some(fit) = found.filter(|_| wanted)
+            && visit(fit).is_break()
+        {
+            return;
+        }
+    }
+}
+
 /// The best stacks of 1, 2, … neurons, each handed to `visit` until it has enough. Numbers of neurons whose first tries
 /// stay far above `tolerance` are passed over.
 pub fn growing(problem: &Problem, tolerance: f64, mut visit: impl FnMut(Fit) -> ControlFlow<()>) {
     let Some(samples) = Sampled::new(problem) else { return };
-    let mut engine = Engine::new(problem, &samples);
+    let Some(mut engine) = Engine::new(problem, &samples) else { return };
     for n in 1..=problem.neurons {
         let limit = if n == problem.neurons { f64::INFINITY } else { tolerance };
         if let Some(fit) = engine.fit(n, limit)
@@ -132,53 +148,6 @@ pub fn growing(problem: &Problem, tolerance: f64, mut visit: impl FnMut(Fit) -> 
             return;
         }
     }
-}
-
-/// Sums of |out| (in units of the limit or of 1,000) and inner weights (in units of theirs) that [`pareto`] tries.
-const LIGHTER: [f64; 4] = [1.0, 0.1, 0.01, 0.001];
-const GENTLER: [f64; 3] = [1.0, 0.5, 0.25];
-
-/// The front over (neurons, largest inner weight, Σ|out|, error): what no other fit found beats in one of these without
-/// being worse in another.
-pub fn pareto(problem: &Problem) -> Vec<Fit> {
-    let mut found: Vec<Fit> = Vec::new();
-    let total = problem.max_total.min(1000.0);
-    for gentler in GENTLER {
-        for lighter in LIGHTER {
-            let limited = Problem { max_weight: gentler * problem.max_weight, max_total: lighter * total, ..*problem };
-            growing(&limited, f64::INFINITY, |fit| {
-                found.push(fit);
-                ControlFlow::Continue(())
-            });
-        }
-    }
-    // A gain that the samples cannot tell from rounding does not pay for anything.
-    let beats = |a: &Fit, b: &Fit| {
-        let no_worse = a.neurons.len() <= b.neurons.len()
-            && a.max_weight() <= b.max_weight() * (1.0 + 1e-6)
-            && a.total() <= b.total() * (1.0 + 1e-6)
-            && a.estimate <= b.estimate * (1.0 + 1e-6);
-        let better = a.neurons.len() < b.neurons.len()
-            || a.max_weight() < b.max_weight() * (1.0 - 1e-6)
-            || a.total() < b.total() * (1.0 - 1e-6)
-            || a.estimate < b.estimate * (1.0 - 1e-6);
-        no_worse && better
-    };
-    let mut front: Vec<Fit> = Vec::new();
-    for (i, fit) in found.iter().enumerate() {
-        let twin = |g: &Fit| {
-            !beats(fit, g)
-                && !beats(g, fit)
-                && g.neurons.len() == fit.neurons.len()
-                && (g.total() / fit.total() - 1.0).abs() <= 1e-6
-                && (g.estimate / fit.estimate - 1.0).abs() <= 1e-6
-        };
-        if !found.iter().any(|g| beats(g, fit)) && !found[..i].iter().any(twin) {
-            front.push(fit.clone());
-        }
-    }
-    front.sort_by(|a, b| (a.neurons.len().cmp(&b.neurons.len())).then(a.estimate.total_cmp(&b.estimate)));
-    front
 }
 
 /// Neurons beyond which a piecewise-linear source is left to the polylines.
@@ -192,10 +161,9 @@ fn better(a: Option<Fit>, b: Option<Fit>) -> Option<Fit> {
     }
 }
 
-/// A problem's samples: few for the search, many to judge by, and those of the polylines.
+/// A problem's samples: many to judge by, and those of the polylines.
 struct Sampled {
     source: Source,
-    coarse: Samples,
     fine: Samples,
     tube: Option<Samples>,
 }
@@ -204,7 +172,6 @@ impl Sampled {
     fn new(problem: &Problem) -> Option<Self> {
         Some(Sampled {
             source: Source::new(problem.source),
-            coarse: Samples::new(problem, 112 + 16 * problem.neurons.min(24))?,
             fine: Samples::new(problem, 3000)?,
             tube: Samples::new(problem, 240 + 24 * problem.neurons),
         })
@@ -220,10 +187,10 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn new(problem: &'a Problem<'a>, samples: &'a Sampled) -> Self {
+    fn new(problem: &'a Problem<'a>, samples: &'a Sampled) -> Option<Self> {
         let polylines = samples.tube.as_ref().and_then(|s| Polylines::new(problem, s, &samples.fine));
-        let search = Search::new(problem, &samples.source, &samples.coarse, &samples.fine);
-        Engine { problem, samples, polylines, search }
+        let search = Search::new(problem, &samples.source, &samples.fine)?;
+        Some(Engine { problem, samples, polylines, search })
     }
 
     /// No neurons at all.
@@ -648,22 +615,6 @@ mod tests {
             let exact = fit(&Problem { source: &Activation::Relu, ..problem }).unwrap();
             assert!(exact.estimate < 1e-9, "{domain:?}: {}", exact.estimate);
         }
-    }
-
-    #[test]
-    fn nothing_on_the_front_is_beaten() {
-        let front = Case::new("gelu", "silu").with(2, (-8.0, 8.0), 16.0, pareto);
-        let key = |f: &Fit| [f.neurons.len() as f64, f.max_weight(), f.total(), f.estimate];
-        for (i, a) in front.iter().enumerate() {
-            for b in front.iter().skip(i + 1).map(key) {
-                let a = key(a);
-                // 1e−6 is what the front itself takes for equal.
-                let below = |x: &[f64; 4], y: &[f64; 4]| x.iter().zip(y).all(|(x, y)| *x < y * (1.0 - 2e-6));
-                assert!(!below(&a, &b) && !below(&b, &a), "{a:?} {b:?}");
-            }
-        }
-        let least = |n| front.iter().filter(|f| f.neurons.len() == n).map(|f| f.estimate).fold(1.0, f64::min);
-        assert!(least(2) <= 3.56e-3 && least(1) <= 1.3212e-2 * 1.001, "{} {}", least(1), least(2));
     }
 
     #[test]

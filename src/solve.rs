@@ -7,6 +7,7 @@
 //! Candidates are compared by what the certifier proved about the rounded weights, never by what a search believed.
 
 mod fits;
+mod fronts;
 mod inert;
 mod values;
 
@@ -22,7 +23,8 @@ use crate::format::Format;
 use crate::number::Number;
 use crate::rational::Rational;
 use crate::stack::{Form, IdealStack, Stack};
-use fits::{fit, most_fitted};
+use fits::{Wanted, fit, most_fitted};
+pub use fronts::{by_neurons, pareto};
 pub(crate) use values::Values;
 
 /// The default limit of weights and outputs.
@@ -152,6 +154,9 @@ pub struct Solution {
     pub certificate: Certificate,
     /// how it was found
     pub method: Method,
+    /// of a fit: how often its error was seen to alternate between its extremes before rounding. Evidence of local
+    /// optimality, no proof: where nothing else binds, a best fit by k free parameters alternates k + 1 times
+    pub alternations: Option<usize>,
     /// which budget kept a better candidate out, in words
     pub binding: Option<String>,
     /// how to construct the like of it
@@ -171,6 +176,25 @@ struct Candidate {
     stack: Stack<f64>,
     ideal: Option<IdealStack>,
     method: Method,
+    alternations: Option<usize>,
+}
+
+impl Solution {
+    /// The largest |weight|.
+    pub fn max_weight(&self) -> f64 {
+        self.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max)
+    }
+
+    /// Σ|out|
+    pub fn total(&self) -> f64 {
+        self.stack.neurons.iter().map(|n| n.out.abs()).sum()
+    }
+
+    /// The error that solutions are compared by: off the bands or the overshoot inside them, whichever is larger, and η.
+    pub fn error(&self) -> f64 {
+        let f = self.certificate.figures();
+        f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)) + f.eta
+    }
 }
 
 /// The best certified stack within the budgets.
@@ -181,13 +205,13 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     request.budget.check()?;
     let Request { target, source, domain, .. } = request;
     let (jumps, delta) = band(request)?;
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None };
+    let mut field = Field::new(request, delta);
     construct(&mut field, &jumps)?;
     if request.budget.inert && !field.is_inert() {
         inert::construct(&mut field)?;
     }
     if field.wants_fit(size(target, *domain)?)? {
-        fit(request, delta, &jumps, &mut field)?;
+        fit(request, delta, &jumps, &mut field, Wanted::Best)?;
     }
     let binding = field.binding.take();
     let Some(mut solution) = field.best else {
@@ -211,8 +235,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
 pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     request.budget.check()?;
     let (jumps, delta) = band(request)?;
-    let mut field =
-        Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()), recipe: None };
+    let mut field = Field { all: Some(Vec::new()), ..Field::new(request, delta) };
     construct(&mut field, &jumps)?;
     // Nothing at all: where a format ruins every construction, the constant in the middle may be the best.
     let (lo, hi) =
@@ -220,7 +243,7 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     let constant = if request.budget.constant { request.bias_format().round(0.5 * (lo + hi)) } else { 0.0 };
     if constant.is_finite() {
         let stack = Stack { source: request.source.clone(), constant, neurons: vec![] };
-        field.enter(Candidate { stack, ideal: None, method: Method::Construction })?;
+        field.enter(Candidate { stack, ideal: None, method: Method::Construction, alternations: None })?;
     }
     Ok(field.all.unwrap_or_default())
 }
@@ -353,10 +376,9 @@ fn enter_best_radius(field: &mut Field<'_>, beta: f64, delta: f64) -> Result<()>
 
 /// In words: what would have to give for a smaller error.
 fn blame(request: &Request<'_>, solution: &Solution) -> String {
-    let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
     if request.format != Format::F64 && solution.method != Method::Fit {
         format!("the number format ({})", request.format)
-    } else if solution.method == Method::Steep || steepest >= 0.99 * request.budget.max_weight {
+    } else if solution.method == Method::Steep || solution.max_weight() >= 0.99 * request.budget.max_weight {
         format!("the weight limit ({})", request.budget.max_weight)
     } else if solution.stack.neurons.len() < request.budget.neurons {
         format!(
@@ -419,14 +441,18 @@ struct Field<'a> {
     recipe: Option<Recipe>,
 }
 
-impl Field<'_> {
+impl<'a> Field<'a> {
+    fn new(request: &'a Request<'a>, delta: f64) -> Self {
+        Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None }
+    }
+
     fn has_exact(&self) -> bool {
         self.best.as_ref().is_some_and(|b| b.ideal.is_some() && b.method == Method::Construction)
     }
 
     fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
         let stack = rounded(self.request, &ideal)?;
-        self.enter(Candidate { stack, ideal: Some(ideal), method })?;
+        self.enter(Candidate { stack, ideal: Some(ideal), method, alternations: None })?;
         Ok(())
     }
 
@@ -444,7 +470,7 @@ impl Field<'_> {
     /// Certifies a candidate that keeps to the limits, and keeps it if it is the best; its ε, where it was certified.
     fn enter(&mut self, candidate: Candidate) -> Result<Option<f64>> {
         let budget = &self.request.budget;
-        let Candidate { stack, ideal, method } = candidate;
+        let Candidate { stack, ideal, method, alternations } = candidate;
         if let Some(reason) = over_limit(&stack, budget) {
             self.binding.get_or_insert(reason);
             return Ok(None);
@@ -468,7 +494,7 @@ impl Field<'_> {
         self.certified += 1;
         let epsilon = certificate.epsilon();
         let recipe = self.recipe.clone().filter(|_| ideal.is_some());
-        let solution = Solution { stack, ideal, certificate, method, binding: None, recipe };
+        let solution = Solution { stack, ideal, certificate, method, alternations, binding: None, recipe };
         if let Some(all) = &mut self.all {
             all.push(solution.clone());
         }
@@ -483,7 +509,7 @@ impl Field<'_> {
     fn rank(&self, s: &Solution) -> (bool, u8, Rank, Rank) {
         let f = s.certificate.figures();
         let leaks = self.request.budget.inert && !vanishes(f);
-        let outside = f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)) + f.eta;
+        let outside = s.error();
         let neurons = s.stack.neurons.len() as f64;
         match self.request.budget.tolerance {
             Some(t) if outside <= t => (leaks, 0, Rank(neurons), Rank(outside)),
@@ -623,6 +649,10 @@ mod tests {
             ("(8 - z) * step(z - 1.5)", "relu", Gated, R, 2, Status::ExactOutside),
             ("step(z - 2)", "hardtanh", Plain, R, 1, Status::ExactOutside),
             ("step(z - 2)", "leaky_relu", Plain, R, 2, Status::ExactOutside),
+            ("step(z - 2)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("jumprelu(z, 1.5)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("z * z * step(z - 1)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("(8 - z) * step(z - 1.5)", "relu2", Gated, R, 3, Status::ExactOutside),
         ] {
             let budget = Budget { neurons: 8, band: 0.25, ..Budget::default() };
             let s = solved(target, source, form, domain, budget);
@@ -659,6 +689,9 @@ mod tests {
             ("gelu(z)", "silu", Form::Plain, B, 1, false, 0.0145),
             ("gelu(z)", "relu", Form::Plain, B, 8, true, 8e-3),
             ("relu(z)", "silu", Form::Plain, R, 1, true, 0.2785 / DEFAULT_LIMIT),
+            ("relu(z)", "relu2", Form::Plain, R, 2, true, 0.25 / DEFAULT_LIMIT),
+            ("relu6(z)", "relu2", Form::Plain, R, 4, true, 0.25 / DEFAULT_LIMIT),
+            ("z * relu(z - 1)", "relu2", Form::Gated, R, 3, true, 0.25 / DEFAULT_LIMIT),
             ("jumprelu(z, 1.5)", "silu", Form::Gated, (-110.0, 140.0), 3, true, 1e-3),
             ("jumprelu(z, 1.5)", "gelu", Form::Plain, (-110.0, 140.0), 3, true, 1e-3),
             ("step(z - 2)", "sigmoid", Form::Plain, R, 1, true, 1e-9),

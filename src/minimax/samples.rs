@@ -115,10 +115,6 @@ impl Samples {
         let points = Points { z: z.clone(), lo: lo.clone(), hi: hi.clone(), weight };
         Some(Samples { points, z, lo, hi, core, beyond })
     }
-
-    pub fn points_only(&self) -> Points {
-        self.points.copy()
-    }
 }
 
 impl Points {

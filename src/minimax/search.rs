@@ -60,12 +60,13 @@ impl Effort {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(problem: &'a Problem<'a>, source: &'a Source, coarse: &Samples, fine: &'a Samples) -> Self {
+    /// `None`: the target is not finite.
+    pub fn new(problem: &'a Problem<'a>, source: &'a Source, fine: &'a Samples) -> Option<Self> {
         let model = Model::new(problem, source, fine);
-        let coarse = coarse.points_only();
+        let coarse = coarse(problem, 1)?;
         let (bends, mirrors) = (bends(&coarse), mirrors(&model, problem));
         let mut search = Search { model, coarse, fine, atoms: Vec::new(), levels: Vec::new(), bends, mirrors };
-        search.dictionary();
+        search.atoms = search.dictionary();
         let mut empty = Stack::default();
         if search.model.constant {
             let (lo, hi) = search
@@ -81,11 +82,11 @@ impl<'a> Search<'a> {
         }
         let error = search.model.error(&empty, &search.coarse, &mut Vec::new());
         search.levels.push(vec![(empty, error)]);
-        search
+        Some(search)
     }
 
     /// Weights in geometric steps, knees over the core and a little beyond, both orientations; the steepest at the knots.
-    fn dictionary(&mut self) {
+    fn dictionary(&self) -> Vec<Atom> {
         let m = &self.model;
         let a = m.core.0;
         let width = m.width();
@@ -113,11 +114,11 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        self.atoms = pairs
+        pairs
             .into_iter()
             .flat_map(|(w, t)| [(w, -w * t), (-w, w * t)])
             .map(|(w, b)| Atom { w, b, values: self.coarse.z.iter().map(|z| m.source.at(w * z + b).0).collect() })
-            .collect();
+            .collect()
     }
 
     /// Extends `base` by atoms that reduce its squared residual most.
@@ -220,6 +221,10 @@ impl<'a> Search<'a> {
     /// Returns the least error on the coarse samples.
     pub fn grow(&mut self, extra: Vec<Stack>, passing: bool) -> f64 {
         let n = self.levels.len();
+        if let Some(points) = coarse(self.model.problem, n) {
+            self.coarse = points;
+            self.atoms = self.dictionary();
+        }
         let effort = Effort::of(n, passing);
         let mut starts: Vec<(Stack, Ties)> = extra.into_iter().map(|s| (s, Ties::free(n))).collect();
         let best = &self.levels[n - 1];
@@ -375,6 +380,11 @@ impl<'a> Search<'a> {
         }
         Some(best)
     }
+}
+
+/// What n neurons are fitted on: some ten points for each extremum of the error.
+fn coarse(problem: &Problem, n: usize) -> Option<Points> {
+    Samples::new(problem, 112 + 16 * n.min(24)).map(|s| s.points)
 }
 
 /// Best first, dropping what is the same function to a hundredth of its error: elites from one valley are worth one.

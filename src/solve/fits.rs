@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::{Candidate, Field, Method, Request, Values};
+use super::{Candidate, Field, Method, Request, Values, size};
 use crate::activation::Side;
 use crate::certify::Domain;
 use crate::error::Result;
@@ -17,8 +17,28 @@ const MOST_SMOOTH: usize = 16;
 /// Where rounding more than doubles the error, lighter fits are tried: Σ|out| divided by this, as often as that helps.
 const LIGHTER: f64 = 8.0;
 
+/// Relative gains that more neurons must bring at the last digits: beyond [`NEAR_FLOOR`] two numbers of neurons without end it.
+const GAIN: f64 = 0.9;
+const NEAR_FLOOR: f64 = 1e-8;
+/// What the search's own σ resolves.
+const FLOOR: f64 = 1e-11;
+
+/// Which stacks the search is for.
+pub(super) enum Wanted<'a> {
+    /// the best within the budget, or the smallest that meets the tolerance
+    Best,
+    /// the best of each of these numbers of neurons, ascending
+    Each(&'a [usize]),
+}
+
 /// Runs the minimax search over growing numbers of neurons, until the tolerance is met or the budget is spent.
-pub(super) fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) -> Result<()> {
+pub(super) fn fit(
+    request: &Request<'_>,
+    delta: f64,
+    jumps: &[f64],
+    field: &mut Field<'_>,
+    wanted: Wanted<'_>,
+) -> Result<()> {
     let Request { target, source, form, format, domain, budget } = request;
     let values = Values::new(target, *domain)?;
     let hull = |z: f64| {
@@ -55,7 +75,8 @@ pub(super) fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut 
         let mut fit = fit;
         loop {
             let stack = rounded(request, &fit);
-            let error = field.enter(Candidate { stack, ideal: None, method: Method::Fit })?;
+            let alternations = Some(fit.alternations);
+            let error = field.enter(Candidate { stack, ideal: None, method: Method::Fit, alternations })?;
             let spoilt = *format != Format::F64 && error.is_some_and(|e| e > 2.0 * fit.estimate) && fit.total() > 1.0;
             if field.met() || !spoilt {
                 return Ok(field.met());
@@ -67,26 +88,32 @@ pub(super) fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut 
             }
         }
     };
-    match budget.tolerance {
-        None => {
-            if let Some(fit) = minimax::fit(&problem) {
-                enter(&problem, fit)?;
-            }
+    let mut outcome = Ok(());
+    let mut visit = |fit: minimax::Fit| match enter(&problem, fit) {
+        Ok(true) => ControlFlow::Break(()),
+        Ok(false) => ControlFlow::Continue(()),
+        Err(e) => {
+            outcome = Err(e);
+            ControlFlow::Break(())
         }
-        Some(tolerance) => {
-            let mut outcome = Ok(());
-            minimax::growing(&problem, tolerance, |fit| match enter(&problem, fit) {
-                Ok(true) => ControlFlow::Break(()),
-                Ok(false) => ControlFlow::Continue(()),
-                Err(e) => {
-                    outcome = Err(e);
-                    ControlFlow::Break(())
-                }
+    };
+    match (wanted, budget.tolerance) {
+        (Wanted::Each(counts), _) => {
+            let scale = size(target, *domain)?;
+            let (mut least, mut idle) = (f64::INFINITY, 0);
+            minimax::at_each(&problem, counts, |fit| {
+                idle = if fit.estimate < GAIN * least { 0 } else { idle + 1 };
+                least = least.min(fit.estimate);
+                let done = least < FLOOR * scale || idle == 2 && least < NEAR_FLOOR * scale;
+                if visit(fit).is_break() || done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
-            outcome?;
         }
+        (Wanted::Best, None) => {
+            let _ = minimax::fit(&problem).map(visit);
+        }
+        (Wanted::Best, Some(tolerance)) => minimax::growing(&problem, tolerance, visit),
     }
-    Ok(())
+    outcome
 }
 
 /// The fit in the numbers of the format, within the limits.
