@@ -10,9 +10,6 @@
 //! the quantiles q and 1 − q, widened by a margin on each side and rounded outwards to three digits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use rayon::prelude::*;
 
 use crate::certify::{Domain, jumps};
 use crate::compile::{PreActivation, Response, Target};
@@ -23,16 +20,14 @@ use crate::gates::decompose;
 use crate::interval::Interval;
 use crate::intervention;
 use crate::number::Number;
+use crate::residuals::Residuals;
 use crate::ridge::split;
 use crate::sae::Sae;
 use crate::spec::{Spec, Subject};
-use crate::tensors::{Tensor, TensorFile};
 
 mod text;
 pub mod update;
 
-/// So many tokens are read at a time.
-const PIECE: usize = 512;
 /// More numbers than this are not kept beyond the quantiles.
 const MOST_KEPT: usize = 1 << 24;
 
@@ -67,74 +62,6 @@ impl Settings {
                 .help("above 1, as in 8; inf counts none apart"));
         }
         Ok(())
-    }
-}
-
-/// A file of residuals [tokens, d].
-#[derive(Debug)]
-pub struct Residuals {
-    file: TensorFile,
-    name: String,
-}
-
-impl Residuals {
-    /// Opens safetensors or `.npy`, of f16, bf16, f32 or f64. `tensor`: which one; without it, the one called `residuals`, or
-    /// the only one.
-    ///
-    /// Errors: a file that cannot be read, no such tensor, one that is not a matrix, no tokens.
-    pub fn open(path: &Path, tensor: Option<&str>) -> Result<Residuals> {
-        let file = TensorFile::open_any(path)?;
-        let mut names = file.names();
-        let name = match tensor {
-            Some(name) => name.to_string(),
-            None if names.len() == 1 => names.remove(0),
-            None if file.contains("residuals") => "residuals".into(),
-            None => {
-                return Err(Error::input(format!(
-                    "the file holds {} tensors, none is called 'residuals'",
-                    names.len()
-                ))
-                .at(file.place())
-                .help(format!("say which: --tensor, one of {}", names.join(", "))));
-            }
-        };
-        match *file.tensor(&name)?.shape() {
-            [tokens, d] if tokens > 0 && d > 0 => Ok(Residuals { file, name }),
-            ref shape => Err(Error::input(format!("tensor '{}' has shape {shape:?}", name.escape_debug()))
-                .at(file.place())
-                .help("residuals are a matrix: a token a row, a coordinate a column")),
-        }
-    }
-
-    /// How many tokens there are.
-    pub fn tokens(&self) -> usize {
-        self.file.shape(&self.name).map_or(0, |s| s[0])
-    }
-
-    /// The width of the stream.
-    pub fn width(&self) -> usize {
-        self.file.shape(&self.name).map_or(0, |s| s[1])
-    }
-
-    /// Combines what is found in pieces; order plays no part.
-    fn each<T: Default + Send>(
-        &self,
-        progress: &(dyn Fn(u64) + Sync),
-        found: impl Fn(&mut T, Vec<f64>) -> Result<()> + Sync,
-        join: impl Fn(T, T) -> T + Sync + Send,
-    ) -> Result<T> {
-        let tensor = self.file.tensor(&self.name)?;
-        let tokens = self.tokens();
-        let piece = |k: usize| -> Result<T> {
-            let rows = k * PIECE..tokens.min((k + 1) * PIECE);
-            let count = rows.len() as u64;
-            let mut all = T::default();
-            rows.map(|row| Tensor::row(&tensor, row)).try_for_each(|x| found(&mut all, x?))?;
-            progress(count);
-            Ok(all)
-        };
-        let pieces = (0..tokens.div_ceil(PIECE)).into_par_iter().map(piece);
-        pieces.try_reduce(T::default, |a, b| Ok(join(a, b)))
     }
 }
 
@@ -333,7 +260,7 @@ fn measure(
     let norms = quantiles(&seen.norms, beyond);
     let norm = outward(norms.1 * (1.0 + settings.margin), f64::ceil);
     if !(norm > 0.0) {
-        return Err(Error::input("all residuals are 0").at(residuals.file.place()));
+        return Err(Error::input("all residuals are 0").at(residuals.place()));
     }
     let mut entries = Vec::with_capacity(all.len());
     let mut next = 0;
@@ -375,7 +302,7 @@ fn measure(
     }
     Ok(Calibration {
         settings,
-        source: format!("{} ({})", residuals.file.place(), residuals.name),
+        source: format!("{} ({})", residuals.place(), residuals.name()),
         tokens,
         massive: seen.massive_tokens,
         massive_norms: seen.massive.least.first().zip(seen.massive.most.first()).map(|(a, b)| (*a, *b)),

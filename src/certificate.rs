@@ -289,7 +289,8 @@ impl From<Domain> for Ends {
 }
 
 impl Ends {
-    fn domain(self) -> Result<Domain> {
+    /// As a domain. Errors: ends that are none.
+    pub fn domain(self) -> Result<Domain> {
         Domain::new(self.0.0, self.1.0)
     }
 }

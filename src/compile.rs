@@ -298,7 +298,11 @@ pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize
                 let better = double.bound < 0.9 * single.bound;
                 Ok(if (double.met && !single.met) || better { other } else { draft })
             }
-            Err(e) if e.is_unsupported() && two_layers::wanted(target) => two(),
+            // Where one layer might have served, its reason says more than that a second is impossible.
+            Err(e) if e.is_unsupported() && two_layers::wanted(target) => {
+                let couples = target.responses.iter().any(|r| split(&r.expr).is_err());
+                if couples || two_layers::admits(options) { two() } else { Err(e) }
+            }
             Err(e) => Err(e),
         },
     }

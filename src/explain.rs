@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::activation::Activation;
-use crate::certificate::{NeuronFile, TermFile};
+use crate::certificate::{NeuronFile, ResponseFile, TermFile};
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
 use crate::derive::Rounding;
@@ -55,10 +55,13 @@ pub fn explain(compiled: &Compiled) -> String {
         let _ = writeln!(out, "{}", t.name);
         let _ = writeln!(out, "  adds c·v with c = {} where {}", t.payload, conditions(t));
         let guards: Vec<String> = t.guards.iter().map(|q| format!("h_{q}")).collect();
+        let units = match t.units {
+            1 => format!("unit {}", t.first_unit),
+            n => format!("units {} to {}", t.first_unit, t.first_unit + n - 1),
+        };
         let _ = writeln!(
             out,
-            "  unit {}: {}({} - {})·payload/{}{}",
-            t.first_unit,
+            "  {units}: {}({} - {})·payload/{}{}",
             file.source,
             short(t.open),
             guards.join(" - "),
@@ -68,7 +71,13 @@ pub fn explain(compiled: &Compiled) -> String {
         for line in gate_figures(&t.figures) {
             let _ = writeln!(out, "  {line}");
         }
+        if let Some(limit) = gate_limit(t, file.format) {
+            let _ = writeln!(out, "  what limits it: {limit}");
+        }
         let _ = writeln!(out);
+    }
+    for warning in warnings(compiled) {
+        let _ = writeln!(out, "warning: {warning}");
     }
     out
 }
@@ -79,6 +88,20 @@ pub fn conditions(t: &TermFile) -> String {
     all.join(" and ")
 }
 
+/// What a compiled intervention does that nobody can have meant.
+pub fn warnings(compiled: &Compiled) -> Vec<String> {
+    let responses = compiled.certificate.responses.iter().filter(|r| !r.carried);
+    let idle = responses.filter(|r| r.neurons.is_empty() && r.constant == 0.0 && r.certificate.epsilon == 0.0);
+    let said = |r: &ResponseFile| {
+        let range = match r.domain.domain() {
+            Ok(d) if d.is_bounded() => format!("pre-activations from {} to {}", d.lo(), d.hi()),
+            _ => "any pre-activation".into(),
+        };
+        format!("{} never changes anything, for {range}: look at its value, its condition and its range", r.name)
+    };
+    idle.map(said).collect()
+}
+
 /// The figures of a gated term in words.
 pub fn gate_figures(f: &GateFigures) -> Vec<String> {
     let bands: Vec<String> = f.bands.iter().map(|b| short(*b)).collect();
@@ -87,6 +110,18 @@ pub fn gate_figures(f: &GateFigures) -> Vec<String> {
         format!("  farther than {} from the conditions' boundaries: ‖error‖ ≤ {}", bands.join(", "), short(f.outside)),
         format!("  nearer: the factor on the payload is between 0 and 1, give or take {}", short(f.overshoot)),
     ]
+}
+
+/// What kept a gated term from its tolerance, if it missed it.
+pub fn gate_limit(t: &TermFile, format: Format) -> Option<String> {
+    let f = &t.figures;
+    let norm = t.v.values().ok()?.iter().map(|x| x * x).sum::<f64>().sqrt();
+    // What the factor's error does not explain is rounding.
+    let said = match 2.0 * f.factor * f.payload * norm < f.outside {
+        true => rounding(format),
+        false => "the gate: more of its guards' tails is left than the tolerance allows".into(),
+    };
+    (f.status == Status::BestEffort).then_some(said)
 }
 
 fn method(s: &Solution, f: &Figures) -> String {
@@ -106,8 +141,11 @@ fn method(s: &Solution, f: &Figures) -> String {
 
 /// What kept a response from its tolerance, if it missed it.
 pub fn limit(f: &Figures, s: &Solution, format: Format) -> Option<String> {
-    let rounding = || format!("the number format ({format}), in which the rows, biases and columns are rounded");
-    (f.status == Status::BestEffort).then(|| s.binding.clone().unwrap_or_else(rounding))
+    (f.status == Status::BestEffort).then(|| s.binding.clone().unwrap_or_else(|| rounding(format)))
+}
+
+fn rounding(format: Format) -> String {
+    format!("the number format ({format}), in which the rows, biases and columns are rounded")
 }
 
 /// "1 neuron", "2 neurons", …

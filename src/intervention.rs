@@ -9,12 +9,12 @@ use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
+use crate::residuals::Residuals;
 use crate::ridge::{indices, split};
 use crate::sae::{Architecture, Feature, Sae};
 use crate::solve::Budget;
 use crate::spec::condition::Condition;
 use crate::spec::{Action, Direction, Gating, Intervention, Spec, Subject, VectorEntry, action_expr, variable};
-use crate::tensors::TensorFile;
 use crate::vectors::VectorFile;
 
 /// How far from 1 the norm of a direction may be, which is to be a unit vector: what rounding to bf16 does, and more.
@@ -49,21 +49,18 @@ pub fn options(spec: &Spec) -> Options {
     }
 }
 
-/// The samples of the residual stream that a specification names, if any.
+/// The samples of the residual stream that a specification names and an arithmetic needs, if any.
 ///
-/// Errors: a file that cannot be read, or has no tensor `residuals` of the SAE's width.
+/// Errors: as [`Residuals::open`]; samples of another width than d.
 pub fn samples(spec: &Spec, d: usize) -> Result<Option<Samples>> {
-    let Some(path) = &spec.domain.samples else { return Ok(None) };
-    let file = TensorFile::open(path)?;
-    let tensor = file.tensor("residuals")?;
-    match tensor.shape() {
-        &[tokens, width] if width == d && tokens > 0 => {
-            let residuals = nalgebra::DMatrix::from_vec(d, tokens, tensor.values()?);
-            Ok(Some(Samples { residuals, margin: spec.domain.margin }))
-        }
-        shape => Err(Error::input(format!("tensor 'residuals' has the shape {shape:?}, expected [tokens, {d}]"))
-            .at(path.display().to_string())),
+    let Some(path) = spec.domain.samples.as_ref().filter(|_| !spec.host.arithmetic.is_empty()) else {
+        return Ok(None);
+    };
+    let file = Residuals::open(path, None)?;
+    if file.width() != d {
+        return Err(Error::input(format!("the samples are of width {}, expected {d}", file.width())).at(file.place()));
     }
+    Ok(Some(Samples { residuals: file.matrix()?, margin: spec.domain.margin }))
 }
 
 /// Opens the SAE that a specification names, if it names one.

@@ -41,7 +41,7 @@
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | trusted: engines | [`arithmetic`], [`landscape`], [`exhaust`], [`running`], [`tokens`], [`deployed`] |
 //! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`solve`] |
-//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`block`], [`certificate`], [`files`] |
+//! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`residuals`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`source`], [`intervention`], [`embedded`] |
@@ -93,6 +93,7 @@ pub mod piecewise;
 pub mod rational;
 pub mod reference;
 pub mod report;
+pub mod residuals;
 pub mod ridge;
 pub mod running;
 pub mod sae;

@@ -10,19 +10,22 @@ use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 use neurograft::activation::Activation;
-use neurograft::calibrate::{self, Residuals, Settings};
+use neurograft::calibrate::{self, Settings};
 use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
-use neurograft::explain::{conditions, counted, explain, figures, formula, gate_figures, limit, short};
+use neurograft::explain::{
+    conditions, counted, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
+};
 use neurograft::expr::Expr;
 use neurograft::format::Format;
 use neurograft::inspect::inspect;
 use neurograft::panels::panels;
 use neurograft::report;
+use neurograft::residuals::Residuals;
 use neurograft::sae::Sae;
 use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, pareto, solve};
-use neurograft::spec::Spec;
+use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
@@ -186,7 +189,7 @@ struct Calibrate {
     #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
     /// Which site, in a specification of several: the one after this layer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "sae")]
     layer: Option<usize>,
     /// The quantile q: at most 1 - q of the tokens lie beyond each end of a range, before it is widened
     #[arg(long, value_name = "Q", default_value_t = Settings::default().quantile)]
@@ -312,7 +315,7 @@ fn summary(c: &Compiled) -> String {
     let width = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(28, 60);
     let mut out = format!(
         "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
-        "response", "neurons", "status", "error", "overshoot", "leak", "c(z)"
+        "response", "units", "status", "error", "overshoot", "leak", "c(z)"
     );
     for (r, p) in c.certificate.responses.iter().zip(&c.proof.responses) {
         let f = p.figures();
@@ -364,10 +367,16 @@ fn summary(c: &Compiled) -> String {
     if c.first.is_some() {
         out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
     }
-    for (r, s) in c.certificate.responses.iter().zip(&c.solutions) {
-        if let Some(limit) = limit(&r.certificate, s, c.certificate.format) {
-            out += &format!("{}: the tolerance is missed; what limits it is {limit}\n", r.name);
+    let format = c.certificate.format;
+    let responses = c.certificate.responses.iter().zip(&c.solutions);
+    let limits = responses.map(|(r, s)| (&r.name, limit(&r.certificate, s, format)));
+    for (name, limit) in limits.chain(terms().map(|t| (&t.name, gate_limit(t, format)))) {
+        if let Some(limit) = limit {
+            out += &format!("{name}: the tolerance is missed; what limits it is {limit}\n");
         }
+    }
+    for warning in warnings(c) {
+        out += &format!("warning: {warning}\n");
     }
     out
 }
@@ -445,6 +454,7 @@ impl Calibrate {
         }
         let settings = Settings { quantile: self.quantile, margin: self.margin, massive: self.massive };
         let source = self.source()?;
+        self.output.as_deref().map_or(Ok(()), |output| source.admits(output))?;
         let residuals = Residuals::open(&self.residuals, self.tensor.as_deref())?;
         let found = shown(|progress| {
             calibrate::calibrate(&source.specs, &residuals, settings, &|done, all| progress("tokens", done, all))
@@ -551,6 +561,11 @@ impl Fit {
             return Err(Error::input("--domain LO HI is missing").help("for example --domain -8 8"));
         };
         let domain = Domain::new(end(lo)?, end(hi)?).map_err(|e| e.at("--domain"))?;
+        if self.neurons > MAX_NEURONS {
+            return Err(Error::input(format!("{} neurons", self.neurons))
+                .at("--neurons")
+                .help(format!("at most {MAX_NEURONS}")));
+        }
         let budget = Budget {
             neurons: self.neurons,
             max_weight: self.max_weight,

@@ -105,10 +105,24 @@ fn mentioned(
     for site in std::iter::once(Vec::new()).chain(sites) {
         let within = |steps: &[Step<'_>]| find(&[&site[..], steps].concat());
         if let Some(feature) = feature {
-            let entry = |k, field| within(&[Step::Field("interventions"), Step::Item(k), Step::Field(field)]);
+            let entry =
+                |k, field: &'static str| within(&[Step::Field("interventions"), Step::Item(k), Step::Field(field)]);
             let entries = (0..).take_while(|k| within(&[Step::Field("interventions"), Step::Item(*k)]).is_some());
-            let named = entries.flat_map(|k| ["feature", "gate", "write"].map(|field| entry(k, field)));
-            if let Some(span) = named.flatten().find(|span| text.get(span.clone()) == Some(feature)) {
+            let of_entries = |fields: &[&'static str]| -> Vec<Range<usize>> {
+                entries.clone().flat_map(|k| fields.iter().filter_map(|f| entry(k, f)).collect::<Vec<_>>()).collect()
+            };
+            let named = of_entries(&["feature", "gate", "write"]);
+            if let Some(span) = named.into_iter().find(|span| text.get(span.clone()) == Some(feature)) {
+                return Some(span);
+            }
+            // z_477, a_477
+            let variable = format!("_{feature}");
+            let reads = |span: &Range<usize>| {
+                let expression = text.get(span.clone()).unwrap_or_default();
+                let ends = |at: usize| !expression[at..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+                expression.match_indices(&variable).any(|(at, v)| ends(at + v.len()))
+            };
+            if let Some(span) = of_entries(&["when", "expr"]).into_iter().find(reads) {
                 return Some(span);
             }
         }

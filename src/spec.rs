@@ -323,8 +323,8 @@ pub struct Domain {
     /// `borrowed`: a bound on the magnitude of a coordinate of x that a splice borrows for its constants. Finite, positive.
     /// Default: `norm`.
     pub borrowed: Option<f64>,
-    /// `samples`: a safetensors file with a tensor `residuals` [tokens, d], samples of the residual stream that narrow the tokens
-    /// for which `host.arithmetic` is certified.
+    /// `samples`: a file of residuals [tokens, d], safetensors or `.npy`, that narrow the tokens for which `host.arithmetic` is
+    /// certified. Default: none; not without an arithmetic.
     pub samples: Option<PathBuf>,
     /// `margin`: how far beyond the samples the certificate is to hold, a factor of at least 1. Default: 2.
     pub margin: f64,
@@ -602,6 +602,10 @@ fn malformed(message: &str, place: Option<String>) -> Error {
         "normalize" | "normalise" | "norm" | "normalized" if vector => Some("unit"),
         _ => nearest(unknown, known.iter().copied()),
     });
+    if message.contains("expected struct Spec") {
+        return Error::input("a specification is a table of fields")
+            .help("sae = \"...\" and [[interventions]], or the same in JSON: {...}");
+    }
     let error = match unknown.filter(|_| known.contains(&"action")).and_then(refusals::field) {
         Some(refusal) => refusal,
         None => {

@@ -288,6 +288,14 @@ impl Checkpoint {
         ask!(self, c => c.path())
     }
 
+    /// Where the manifest of a splice would be.
+    fn folder(&self) -> PathBuf {
+        match self {
+            Checkpoint::HuggingFace(_) => self.path().join(FOLDER),
+            Checkpoint::Gguf(_) => gguf::folder(self.path()),
+        }
+    }
+
     /// Bytes of weights.
     fn bytes(&self) -> u64 {
         ask!(self, c => c.bytes())
@@ -363,6 +371,14 @@ pub fn splice(
     };
     let mut plan = plan(&specs, &checkpoint, options, progress)?;
     plan.notes.extend(plan.sites.iter().filter_map(|s| another_model(s, model)));
+    plan.notes.extend(plan.sites.iter().filter_map(another_layer));
+    if checkpoint.folder().join(MANIFEST_FILE).is_file() {
+        plan.notes.push(
+            "the checkpoint is a splice itself: its layers are counted with those inserted before, and its own certificates say \
+             nothing of the new one"
+                .into(),
+        );
+    }
     // Whoever gets the result has no use for the path of our specification.
     for site in &mut plan.sites {
         if let Some(sae) = &mut site.origin.sae
@@ -500,6 +516,16 @@ fn another_model(site: &PlannedSite, model: &Path) -> Option<String> {
          nothing in another",
         site.layer,
         named.escape_debug()
+    ))
+}
+
+/// A hint where an SAE says that it was trained on the stream after another layer.
+fn another_layer(site: &PlannedSite) -> Option<String> {
+    let own = layer_of(site.origin.hook.as_deref()).ok().filter(|own| *own != site.layer)?;
+    Some(format!(
+        "the SAE was trained on the stream after layer {own}, and the specification says layer = {}: its features may mean \
+         nothing there",
+        site.layer
     ))
 }
 

@@ -7,8 +7,9 @@ use assert_cmd::Command;
 use half::{bf16, f16};
 use nalgebra::DMatrix;
 use neurograft::calibrate::update::Source;
-use neurograft::calibrate::{Calibration, Residuals, Settings, calibrate};
+use neurograft::calibrate::{Calibration, Settings, calibrate};
 use neurograft::embedded::residuals;
+use neurograft::residuals::Residuals;
 use neurograft::sae::{Feature, Sae};
 use neurograft::spec::Spec;
 use neurograft::tensors::TensorFile;
@@ -274,10 +275,15 @@ fn what_cannot_be_measured_is_refused() {
         (vec!["sites.toml", "--residuals", "x.safetensors", "--layer", "7"], "no site after layer 7"),
         (vec!["--sae", &sae, "--feature", "99", "--residuals", "x.safetensors"], "the SAE has no feature 99"),
         (vec!["--residuals", "x.safetensors"], "required"),
+        (vec![&*spec, "--residuals", "x.safetensors", "-o", "new.json"], "name a file that ends in .toml"),
+        (vec![&*spec, "--residuals", "x.safetensors", "-o", "new"], "name a file that ends in .toml"),
     ] {
         let mut c = neurograft();
-        c.current_dir(dir.path()).arg("calibrate").args(&arguments).args(["-o", "new.toml"]);
+        c.current_dir(dir.path()).arg("calibrate").args(&arguments);
+        if !arguments.contains(&"-o") {
+            c.args(["-o", "new.toml"]);
+        }
         c.assert().code(2).stderr(contains(said));
-        assert!(!dir.path().join("new.toml").exists(), "{arguments:?}");
+        assert!(["new.toml", "new.json", "new"].iter().all(|f| !dir.path().join(f).exists()), "{arguments:?}");
     }
 }

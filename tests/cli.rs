@@ -160,6 +160,8 @@ fn errors_show_the_line_of_the_specification() {
     refused("action = \"ablate\"\nrange = [1, 9]").stderr(contains("a.toml:6:9").and(contains("0.3")));
     refused("action = \"ablate\"\n\n[[interventions]]\nfeature = 2\naction = \"ablate\"\ngate = 3")
         .stderr(contains("a.toml:10:8").and(contains("no feature 3")));
+    refused("action = \"ablate\"\nwhen = \"z_2 > z_31\"").stderr(contains("a.toml:6:8").and(contains("no feature 31")));
+    refused("action = \"ablate\"\nwhen = \"a_2 >= 0\"").stderr(contains("a.toml:6:8").and(contains("never holds")));
     fs::rename(w.path("sae"), w.path("elsewhere")).unwrap();
     refused("action = \"ablate\"").stderr(contains("a.toml:1:7").and(contains("nothing of that name")));
     fs::rename(w.path("elsewhere"), w.path("sae")).unwrap();
@@ -260,6 +262,50 @@ fn explain_shows_every_response() {
     neurograft().arg("explain").arg(root("examples/ablate.toml")).assert().success().stdout(contains("feature 5"));
 }
 
+/// What can never change a token is compiled, and said: a wrong sign or unit looks like that.
+#[test]
+fn what_does_nothing_is_said() {
+    let nothing = || contains("never changes anything, for pre-activations from -9 to 9");
+    for (entry, idle) in [
+        (json!({"feature": 0, "action": "ablate", "when": "not a > 0"}), true),
+        (json!({"feature": 0, "action": "cap", "value": 1e300}), true),
+        (json!({"feature": 0, "action": "floor", "value": -5}), true),
+        (json!({"feature": 0, "action": "floor", "value": 5}), false),
+    ] {
+        let w = Work::new();
+        let spec = w.spec(|s| s["interventions"] = json!([entry]));
+        for command in ["explain", "compile"] {
+            let mut c = neurograft();
+            c.current_dir(w.dir.path()).arg(command).arg(&spec);
+            if command == "compile" {
+                c.args(["-o", "out"]);
+            }
+            let out = c.assert().success();
+            if idle {
+                out.stdout(nothing())
+            } else {
+                out.stdout(nothing().not())
+            };
+        }
+    }
+}
+
+/// Two layers in bf16: the term names all its units and says what keeps it from its tolerance.
+#[test]
+fn a_gated_term_says_what_limits_it() {
+    let w = Work::new();
+    let spec = w.spec(|s| {
+        s["layers"] = 2.into();
+        s["interventions"] = json!([{"feature": 0, "action": "ablate"}]);
+        s["host"]["format"] = "bf16".into();
+        s["budget"]["tolerance"] = 1e-6.into();
+    });
+    let said = contains("units 0 to 2: ").and(contains("what limits it: the number format (bf16)"));
+    neurograft().arg("explain").arg(&spec).assert().code(3).stdout(said);
+    let missed = contains("ablate feature 0: the tolerance is missed; what limits it is the number format (bf16)");
+    neurograft().arg("compile").arg(&spec).arg("-o").arg(w.path("out")).assert().code(3).stdout(missed);
+}
+
 #[test]
 fn bad_specifications() {
     let w = Work::new();
@@ -284,6 +330,7 @@ fn bad_specifications() {
     bad("99", &|s| s["interventions"][0]["feature"] = json!(99));
     bad("range", &|s| s["domain"]["range"] = json!([9, -9]));
     bad("neurons", &|s| s["budget"]["neurons"] = json!(0));
+    bad("samples narrow what host.arithmetic is certified for", &|s| s["domain"]["samples"] = json!("x.npy"));
     bad("tolerance", &|s| s["budget"]["tolerance"] = json!(-1));
     bad("norm", &|s| s["domain"]["norm"] = json!(0));
     bad("two inserted layers need a bound", &|s| {
@@ -294,7 +341,9 @@ fn bad_specifications() {
         s["interventions"][0]["gate"] = json!(1);
         s["host"]["form"] = json!("plain");
     });
+    bad("needs gate biases", &|s| s["host"]["biases"] = json!(false));
     bad("layers", &|s| s["layers"] = json!(3));
+    bad("a table of fields", &|s| *s = json!([]));
     bad("layers", &|s| s["layers"] = json!("many"));
     bad("sites stands beside", &|s| s["sites"] = json!([]));
     bad("nowhere", &|s| s["sae"] = json!("nowhere"));
@@ -428,6 +477,7 @@ fn fit_refuses() {
         ("--target gelu --source silu --neurons 2", "--domain"),
         ("--target gelu --source silu --neurons 0 --domain -8 8", "0 neurons"),
         ("--target gelu --source silu --neurons -1 --domain -8 8", "-1"),
+        ("--target gelu --source silu --neurons 70000 --domain -8 8", "at most 65536"),
         ("--target gelu --source silu --neurons 2 --domain -8 8 --tolerance -1", "tolerance"),
         ("--target gelu --source silu --neurons 2 --domain -8 8 --tolerance nan", "tolerance"),
         ("--target gelu --source silu --neurons 2 --domain -8 8 --max-weight 0", "weight"),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 53] = [
+const ORDER: [&str; 54] = [
     "error",
     "interval",
     "rational",
@@ -35,6 +35,7 @@ const ORDER: [&str; 53] = [
     "tensors",
     "gguf",
     "vectors",
+    "residuals",
     "block",
     "derive",
     "gated",

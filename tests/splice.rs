@@ -966,6 +966,24 @@ fn a_dry_run_says_what_and_writes_nothing() {
     assert_eq!(manifest["cost"]["bytes"]["after"], 4 * total);
 }
 
+#[test]
+fn what_nobody_can_have_meant_is_noted() {
+    let w = Work::new(&Model::default());
+    w.spec(|s| s["layer"] = 2.into());
+    w.command(&["--dry-run"])
+        .assert()
+        .success()
+        .stdout(contains("trained on the stream after layer 1, and the specification says layer = 2"));
+    w.spec(|s| s["interventions"] = json!([{"feature": 0, "action": "floor", "value": -5}]));
+    w.command(&["--dry-run"]).assert().success().stdout(contains("WARNING: floor feature 0 never changes anything"));
+    w.spec(|_| ());
+    w.command(&[]).assert().success().stdout(contains("is a splice itself").not());
+    let mut c = neurograft();
+    c.current_dir(w.dir.path()).args(["splice", "spec.json", "--model", "out", "--dry-run"]);
+    // An SAE of the source does not fit a padded stream; borrowed carriers leave its width.
+    c.assert().code(2).stderr(contains("width 64"));
+}
+
 // --------------------------------------------------------------------------------------------------------- bad input
 
 /// Every case: exit code 2, the words, nothing written, nothing changed.

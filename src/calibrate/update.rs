@@ -91,10 +91,24 @@ impl Source {
         Ok(Source { specs: Spec::parse_all_toml(&text)?, text, is_json: false, site: None, folder: PathBuf::from(".") })
     }
 
+    /// Refuses a name that a specification in this language cannot have.
+    ///
+    /// Errors: a name that does not end in `.toml`, or `.json` if the source is JSON.
+    pub fn admits(&self, output: &Path) -> Result<()> {
+        let language = if self.is_json { "json" } else { "toml" };
+        if output.extension().is_some_and(|e| e.eq_ignore_ascii_case(language)) {
+            return Ok(());
+        }
+        Err(Error::input(format!("what is written is {}, as the given specification is", language.to_uppercase()))
+            .at(output.display().to_string())
+            .help(format!("name a file that ends in .{language}")))
+    }
+
     /// Writes the specification with what was found to a file, whole or not at all.
     ///
-    /// Errors: as [`toml()`] and [`json()`]; a file that cannot be written.
+    /// Errors: as [`toml()`], [`json()`] and [`Source::admits`]; a file that cannot be written.
     pub fn write(&self, found: &Calibration, output: &Path) -> Result<()> {
+        self.admits(output)?;
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
         let folder = (!same(&self.folder, folder_of(output))).then_some(&*self.folder);
         let place = Place { site: self.site, folder };
@@ -143,6 +157,12 @@ pub fn toml(text: &str, place: Place<'_>, found: &Calibration) -> Result<String>
     if let Some(folder) = place.folder {
         toml_paths(root, folder);
     }
+    // A site without a domain of its own has the file's, which is other sites' too: it gets a copy.
+    let mut shared = root.get("domain").cloned().unwrap_or_else(|| Item::Table(Table::new()));
+    if let Some(table) = shared.as_table_mut() {
+        table.set_position(None);
+        table.decor_mut().clear();
+    }
     let site: &mut dyn TableLike = match place.site {
         None => root,
         Some(k) => tables(root.get_mut("sites")).into_iter().nth(k).ok_or_else(|| missing("sites"))?,
@@ -155,13 +175,10 @@ pub fn toml(text: &str, place: Place<'_>, found: &Calibration) -> Result<String>
         let ends: Array = [entry.range.lo(), entry.range.hi()].into_iter().collect();
         set(table, "range", ends.into());
     }
-    // A site without a domain of its own has the file's.
-    let own = place.site.is_some_and(|_| site.contains_key("domain"));
-    let holder: &mut dyn TableLike = if own { site } else { document.as_table_mut() };
-    if !holder.contains_key("domain") {
-        holder.insert("domain", Item::Table(Table::new()));
+    if !site.contains_key("domain") {
+        site.insert("domain", shared);
     }
-    let domain = holder.get_mut("domain").ok_or_else(|| missing("domain"))?;
+    let domain = site.get_mut("domain").ok_or_else(|| missing("domain"))?;
     if let Some(table) = domain.as_table_mut() {
         let prefix = table.decor().prefix().and_then(|p| p.as_str()).unwrap_or("\n").to_string();
         let kept: String = prefix.split_inclusive('\n').filter(|l| !l.starts_with(MARK)).collect();
@@ -216,8 +233,11 @@ fn toml_paths(root: &mut Table, folder: &Path) {
         }
     };
     absolute(root.get_mut("sae"));
+    let samples = |item: Option<&mut Item>| absolute(item.and_then(|i| i.as_table_like_mut()?.get_mut("samples")));
+    samples(root.get_mut("domain"));
     for site in tables(root.get_mut("sites")) {
         absolute(site.get_mut("sae"));
+        samples(site.get_mut("domain"));
     }
     if let Some(vectors) = root.get_mut("vectors").and_then(Item::as_table_like_mut) {
         for (_, vector) in vectors.iter_mut() {
@@ -240,6 +260,7 @@ pub fn json(text: &str, place: Place<'_>, found: &Calibration) -> Result<String>
         json_paths(&mut document, folder);
     }
     let root = document.as_object_mut().ok_or_else(|| missing("fields"))?;
+    let shared = root.get("domain").cloned().unwrap_or_else(|| Map::new().into());
     let site = match place.site {
         None => &mut *root,
         Some(k) => root.get_mut("sites").and_then(|s| s.get_mut(k)?.as_object_mut()).ok_or_else(|| missing("sites"))?,
@@ -252,9 +273,7 @@ pub fn json(text: &str, place: Place<'_>, found: &Calibration) -> Result<String>
         let table = table.as_object_mut().ok_or_else(|| missing("interventions"))?;
         table.insert("range".into(), vec![entry.range.lo(), entry.range.hi()].into());
     }
-    let own = place.site.is_some_and(|_| site.contains_key("domain"));
-    let holder = if own { site } else { root };
-    let domain = holder.entry("domain").or_insert_with(|| Map::new().into());
+    let domain = site.entry("domain").or_insert(shared);
     domain.as_object_mut().ok_or_else(|| missing("domain"))?.insert("norm".into(), found.norm.into());
     let mut text = serde_json::to_string_pretty(&document).expect("a document that was read");
     text.push('\n');
@@ -269,9 +288,14 @@ fn json_paths(document: &mut Json, folder: &Path) {
             *path = join(folder, path);
         }
     };
+    let samples = |v: Option<&mut Json>| absolute(v.and_then(|v| v.get_mut("samples")));
     absolute(document.get_mut("sae"));
+    samples(document.get_mut("domain"));
     if let Some(sites) = document.get_mut("sites").and_then(Json::as_array_mut) {
-        sites.iter_mut().for_each(|s| absolute(s.get_mut("sae")));
+        for site in sites {
+            absolute(site.get_mut("sae"));
+            samples(site.get_mut("domain"));
+        }
     }
     if let Some(vectors) = document.get_mut("vectors").and_then(Json::as_object_mut) {
         vectors.values_mut().for_each(|v| absolute(v.get_mut("file")));
@@ -346,7 +370,7 @@ mod tests {
             (specs[0].interventions[0].range, specs[1].interventions[0].range),
             (None, Some(Interval::new(-1.0, 2.0)))
         );
-        assert_eq!(specs[0].domain.norm, Some(262.0));
+        assert_eq!((specs[0].domain.norm, specs[1].domain.norm), (None, Some(262.0)));
         assert_eq!(
             (specs[0].sae.as_deref(), specs[1].sae.as_deref()),
             (Some(Path::new("/folder/a")), Some(Path::new("/b")))
@@ -354,6 +378,30 @@ mod tests {
         assert_eq!(specs[0].vectors["v"].file, Path::new("/folder/v.npy"));
         assert!(toml(text, place, &found(&[])).is_err());
         assert!(toml(text, Place { site: None, folder: None }, &found(&[(0.0, 1.0)])).is_err());
+    }
+
+    /// What one site's residuals say is no business of another's.
+    #[test]
+    fn a_shared_domain_stays_what_it_is() {
+        let text = "[domain]\nrange = [-110, 140]\nnorm = 250 # of x\nsamples = 'x.npy'\n[host]\narithmetic = 'any-bf16'\n\
+                    [[sites]]\nsae = 'a'\nlayer = 3\n[[sites.interventions]]\nfeature = 1\naction = 'ablate'\n\
+                    [[sites]]\nsae = 'b'\nlayer = 5\n[[sites.interventions]]\nfeature = 2\naction = 'ablate'\n";
+        let place = Place { site: Some(0), folder: Some(Path::new("/f")) };
+        let judge = |specs: Vec<Spec>| {
+            let norms: Vec<_> = specs.iter().map(|s| s.domain.norm).collect();
+            assert_eq!(norms, [Some(262.0), Some(250.0)]);
+            for domain in specs.iter().map(|s| &s.domain) {
+                assert_eq!(domain.range, Interval::new(-110.0, 140.0));
+                assert_eq!(domain.samples.as_deref(), Some(Path::new("/f/x.npy")));
+            }
+        };
+        let written = toml(text, place, &found(&[(-1.0, 2.0)])).unwrap();
+        judge(Spec::parse_all_toml(&written).unwrap());
+        assert!(written.contains("norm = 250 # of x"), "{written}");
+        let text = r#"{"domain": {"range": [-110, 140], "norm": 250, "samples": "x.npy"}, "host": {"arithmetic": "any-bf16"}, "sites": [
+            {"sae": "a", "layer": 3, "interventions": [{"feature": 1, "action": "ablate"}]},
+            {"sae": "b", "layer": 5, "interventions": [{"feature": 2, "action": "ablate"}]}]}"#;
+        judge(Spec::parse_all_json(&json(text, place, &found(&[(-1.0, 2.0)])).unwrap()).unwrap());
     }
 
     #[test]

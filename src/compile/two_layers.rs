@@ -41,6 +41,11 @@ pub(super) fn wanted(target: &Target) -> bool {
     target.responses.iter().any(|r| decompose(&r.expr).is_ok_and(|(_, gated)| !gated.is_empty()))
 }
 
+/// Can the host's MLPs compute gates at all?
+pub(super) fn admits(options: &Options) -> bool {
+    options.form == Form::Gated && options.biases
+}
+
 /// Compiles an intervention into two blocks.
 ///
 /// Errors: a host that is not gated, has no biases, or no bound on ‖x‖; responses that have no gated terms; stream
@@ -55,7 +60,7 @@ pub(super) fn compile(
         return Err(Error::unsupported("two inserted layers need a bound on ‖x‖: what passes between them grows with x")
             .help("give domain.norm (residuals have norms of some hundreds, a sequence's first token often tens of thousands)"));
     };
-    if options.form != Form::Gated || !options.biases {
+    if !admits(options) {
         return Err(Error::unsupported("two inserted layers need a gated host with biases"));
     }
     let mut free = Target::default();

@@ -190,12 +190,32 @@ fn settled(text: &str, how: &str, range: Interval) -> Error {
         .help("change it, or widen `range` (in [domain] or for this intervention) if pre-activations do go beyond")
 }
 
-/// The values of an affine form over a box.
+/// The values of an affine form over a box, or of a sum with activations.
 fn values(e: &Expr, range: Interval) -> Option<Interval> {
-    let form = e.affine()?;
-    let constant = Number::from(form.constant).enclosure();
-    let terms = form.coefficients.into_values().map(|c| Number::from(c).enclosure() * range);
-    Some(terms.fold(constant, |sum, t| sum + t))
+    if let Some(form) = e.affine() {
+        let constant = Number::from(form.constant).enclosure();
+        let terms = form.coefficients.into_values().map(|c| Number::from(c).enclosure() * range);
+        return Some(terms.fold(constant, |sum, t| sum + t));
+    }
+    if let Some((p, t)) = activity(e) {
+        let t = t.enclosure();
+        let v = values(p, range)?;
+        let on = Interval::new(v.lo().max(t.lo()), v.hi().max(t.lo()));
+        // 0 below the threshold, p above it.
+        return Some(if v.lo() > t.hi() {
+            v
+        } else if v.hi() <= t.lo() {
+            Interval::ZERO
+        } else {
+            on.hull(Interval::ZERO)
+        });
+    }
+    match e {
+        Expr::Add(a, b) => Some(values(a, range)? + values(b, range)?),
+        Expr::Neg(a) => Some(-values(a, range)?),
+        Expr::Scale(c, a) => Some(c.enclosure() * values(a, range)?),
+        _ => None,
+    }
 }
 
 /// Do conditions on single pre-activations exclude one another?
@@ -437,11 +457,24 @@ mod tests {
             ("z > 5 and z < 3", "'z > 5 and z < 3' never holds"),
             ("z_1 > 0 or z > 5 and not z > 4", "never holds"),
             ("5 < z < 2", "never holds"),
+            ("relu(z_1) >= 0", "'relu(z_1) < 0' never holds"),
+            ("jumprelu(z, 2) > -1", "'jumprelu(z, 2) > -1' always holds"),
+            ("jumprelu(z, 2) < 0", "never holds"),
+            ("relu(z) + relu(z_1) > 25", "never holds"),
+            ("jumprelu(z, 12) > 0", "never holds"),
         ] {
             let e = read(text).unwrap().check(range).expect_err(text);
             assert!(e.is_input() && e.to_string().contains(said), "{text}: {e}");
         }
-        for text in ["z > 5 or z < 3", "z > 5 and z_1 < 3", "z + z_1 > 15", "not (z > 5)", "z - z_1 > 15"] {
+        for text in [
+            "jumprelu(z, 2) <= 0",
+            "relu(z) + relu(z_1) > 15",
+            "z > 5 or z < 3",
+            "z > 5 and z_1 < 3",
+            "z + z_1 > 15",
+            "not (z > 5)",
+            "z - z_1 > 15",
+        ] {
             read(text).unwrap().check(range).unwrap();
         }
         read("z > 500").unwrap().check(Interval::ENTIRE).unwrap();

@@ -154,6 +154,13 @@ impl Spec {
             let sequence = site.sequence.or(self.sequence).unwrap_or(false);
             let one = || -> Result<super::Spec> {
                 let (sae, sae_options) = site.sae.map(sae::Sae::check).transpose()?.unzip();
+                if domain.samples.is_some() && host.arithmetic.is_empty() {
+                    return Err(Error::input(
+                        "samples narrow what host.arithmetic is certified for, and none is named",
+                    )
+                    .at("domain")
+                    .help("name one, as in [host] arithmetic = \"any-bf16\", or leave samples out"));
+                }
                 Ok(super::Spec {
                     layer: site.layer.map(layer).transpose()?,
                     layers: layers.map_or(Ok(Depth::default()), depth)?,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
+use crate::explain::warnings;
 use crate::host::Host;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
@@ -48,6 +49,7 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
                 site.layer
             ),
         });
+        notes.extend(warnings(&site.compiled).into_iter().map(|w| format!("WARNING: {w}")));
     }
     if c.kind == Kind::Padded {
         notes.push(format!(
