@@ -1,12 +1,12 @@
 //! Whole SAEs: every feature of a synthetic JumpReLU SAE ablated, its rows read from disk, in blocks of growing size.
 //!
-//! `cargo bench --bench scale` prints a time for each size, and the share of a feature; `-- --test` runs the smallest.
+//! `cargo bench --bench scale` prints a time for each size, and the share of a feature; `-- 4096` runs that size alone, `-- --test`
+//! the smallest.
 
 use std::path::Path;
 use std::time::Instant;
 
 use neurograft::certify::Status;
-use neurograft::sae::Sae;
 use neurograft::spec::Spec;
 use neurograft::{compile, intervention};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -53,7 +53,12 @@ fn write_sae(dir: &Path, features: usize) {
 
 fn main() {
     let test = std::env::args().any(|a| a == "--test");
-    let sizes = if test { &SIZES[..1] } else { &SIZES[..] };
+    let asked: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let sizes = match (test, asked.is_empty()) {
+        (true, _) => &SIZES[..1],
+        (false, true) => &SIZES[..],
+        (false, false) => &asked[..],
+    };
     let dir = tempfile::tempdir().unwrap();
     write_sae(dir.path(), sizes[sizes.len() - 1]);
     println!("{:>9} {:>9} {:>12}", "features", "seconds", "ms a feature");
@@ -68,8 +73,8 @@ fn main() {
         std::fs::write(&path, text).unwrap();
         let start = Instant::now();
         let spec = Spec::read(&path).unwrap();
-        let sae = Sae::open(&spec.sae).unwrap();
-        let target = intervention::target(&spec, &sae).unwrap();
+        let sae = intervention::open(&spec).unwrap();
+        let target = intervention::target(&spec, sae.as_ref()).unwrap();
         let read = start.elapsed().as_secs_f64();
         let compiled = compile(&target, &intervention::options(&spec)).unwrap();
         let seconds = start.elapsed().as_secs_f64();

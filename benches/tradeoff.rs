@@ -5,7 +5,7 @@
 //! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew). `-- --test` runs a few cells and
 //! writes nothing.
 //!
-//! Pairs run side by side, each on one core.
+//! Pairs run side by side, each on one thread, whose time is what is reported.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,8 +13,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
+use cpu_time::ThreadTime;
 use neurograft::activation::Activation;
 use neurograft::certify::Domain;
 use neurograft::expr::Expr;
@@ -80,7 +80,7 @@ struct Cell {
     source: String,
     max_weight: f64,
     allowed: usize,
-    /// for all numbers of neurons together, on one core
+    /// of one core's time, for all numbers of neurons together
     seconds: f64,
     /// `None` where nothing keeps to the limits
     found: Option<Found>,
@@ -113,7 +113,7 @@ impl Job {
         let domain = Domain::new(DOMAIN.0, DOMAIN.1).unwrap();
         let target = &self.target;
         let request = Request { target, source: &source, form: Form::Plain, format: Format::F64, domain, budget };
-        let start = Instant::now();
+        let start = ThreadTime::now();
         let solutions = by_neurons(&request, &self.counts).unwrap_or_else(|_| vec![None; self.counts.len()]);
         let seconds = start.elapsed().as_secs_f64();
         let found = |s: Solution, allowed: usize| {

@@ -17,7 +17,7 @@ mod polish;
 mod polyline;
 mod samples;
 mod search;
-mod source;
+mod sigma;
 mod varpro;
 
 use std::ops::ControlFlow;
@@ -28,7 +28,7 @@ use model::Stack;
 use polish::{Extremum, alternations};
 use samples::Samples;
 use search::Search;
-use source::Source;
+use sigma::Source;
 
 /// Best stack of at most `neurons` neurons for a scalar target.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@
 
 use super::Problem;
 use super::samples::Samples;
-use super::source::{REACH, Source};
+use super::sigma::{REACH, Source};
 
 /// The parameters of a stack.
 #[derive(Clone, Debug, Default)]

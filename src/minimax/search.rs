@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::model::{Model, Points, Stack};
 use super::samples::Samples;
-use super::source::Source;
+use super::sigma::Source;
 use super::varpro::Ties;
 use super::{Problem, Random};
 
