@@ -1,113 +1,456 @@
-//! Certified error against neurons: a report, not a timing.
+//! Certified error against neurons, for every pair of activations and for the responses of interventions: a report.
 //!
-//! `cargo bench --bench tradeoff` prints a table and writes `target/tradeoff/tradeoff.csv` and `tradeoff.svg`; with
-//! `-- --test` it runs a few pairs only and writes nothing.
+//! `cargo bench --bench tradeoff` prints a line for each pair and writes `tradeoff.csv`, `tradeoff.md` and the figures to
+//! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. Pairs that are done stand in
+//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew). `-- --test` runs a few cells and
+//! writes nothing.
+//!
+//! Pairs run side by side, each on one thread, whose time is what is reported.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cpu_time::ThreadTime;
+use neurograft::activation::Activation;
 use neurograft::certify::Domain;
 use neurograft::expr::Expr;
 use neurograft::format::Format;
+use neurograft::lower::{self, Family};
 use neurograft::report::log_plot;
-use neurograft::solve::{Budget, Request, solve};
+use neurograft::solve::{Budget, Request, Solution, by_neurons};
 use neurograft::stack::Form;
+use neurograft::{duals, eval};
 
-const TARGETS: [(&str, &str); 8] = [
+/// Smooth ones first; the others have kinks, or like elu only one derivative.
+const TARGETS: [&str; 13] = [
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "mish",
+    "softplus",
+    "sigmoid",
+    "tanh",
+    "elu",
+    "relu",
+    "leaky_relu",
+    "hardswish",
+    "relu6",
+];
+const SOURCES: [&str; 8] = ["relu", "silu", "gelu", "gelu_tanh", "relu2", "softplus", "tanh", "sigmoid"];
+/// Sources that every smooth target should be within [`GOAL`] of.
+const ABLE: [&str; 4] = ["silu", "gelu", "gelu_tanh", "softplus"];
+const GOAL: (f64, usize) = (1e-3, 8);
+const NEURONS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
+/// What interventions add: relu, a step, a JumpReLU feature, a threshold clamp, a cap.
+const RESPONSES: [(&str, &str); 5] = [
     ("relu", "relu(z)"),
     ("step", "step(z - 1)"),
     ("jumprelu", "jumprelu(z, 1)"),
-    ("clamp", "clamp(z, -1, 2)"),
-    ("gelu", "gelu(z)"),
-    ("silu", "silu(z)"),
-    ("tanh", "tanh(z)"),
-    ("softplus", "softplus(z)"),
+    ("clamp", "(3 - z) * step(z - 1)"),
+    ("cap", "-relu(z - 2)"),
 ];
-const SOURCES: [&str; 4] = ["silu", "gelu", "relu", "tanh"];
-const NEURONS: [usize; 6] = [1, 2, 3, 4, 6, 8];
-const LIMITS: [f64; 2] = [16.0, 1_048_576.0];
+const RESPONSE_SOURCES: [&str; 4] = ["relu", "silu", "gelu", "sigmoid"];
+const RESPONSE_NEURONS: [usize; 5] = [1, 2, 3, 4, 6];
+const RESPONSE_WEIGHTS: [f64; 2] = [16.0, 1024.0];
+const MAX_WEIGHT: f64 = 16.0;
+const MAX_TOTAL: f64 = 100.0;
 const DOMAIN: (f64, f64) = (-8.0, 8.0);
 const BAND: f64 = 0.125;
 
-/// The certified error off the bands and the overshoot inside, whichever is larger; `None` where nothing keeps to the
-/// limits.
-fn error(target: &str, source: &str, neurons: usize, max_weight: f64) -> Option<(f64, usize, String)> {
-    let target: Expr = target.parse().unwrap();
-    let source = source.parse().unwrap();
-    let budget = Budget { neurons, max_weight, band: BAND, ..Budget::default() };
-    let domain = Domain::new(DOMAIN.0, DOMAIN.1).unwrap();
-    let request = Request { target: &target, source: &source, form: Form::Plain, format: Format::F64, domain, budget };
-    let s = solve(&request).ok()?;
-    let f = s.certificate.figures();
-    let error = f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0));
-    assert!(error >= 0.0 && error.is_finite());
-    Some((error, s.stack.neurons.len(), format!("{:?}", f.status)))
+/// One row of a table: a target from a source, with every number of neurons.
+struct Job {
+    /// matrix or response
+    part: &'static str,
+    name: String,
+    target: Expr,
+    source: String,
+    max_weight: f64,
+    counts: Vec<usize>,
 }
 
-/// A name and its (neurons, error).
-type Series = (String, Vec<(f64, f64)>);
+#[derive(Clone, Debug, PartialEq)]
+struct Cell {
+    part: String,
+    target: String,
+    source: String,
+    max_weight: f64,
+    allowed: usize,
+    /// of one core's time, for all numbers of neurons together
+    seconds: f64,
+    /// `None` where nothing keeps to the limits
+    found: Option<Found>,
+}
 
-fn main() {
-    let test = std::env::args().any(|a| a == "--test");
-    let (targets, sources, counts) =
-        if test { (&TARGETS[..2], &SOURCES[..1], &NEURONS[..2]) } else { (&TARGETS[..], &SOURCES[..], &NEURONS[..]) };
-    let mut csv = String::from("target,source,max_weight,neurons_allowed,neurons_used,certified_error,status\n");
-    let mut table = format!("{:<10} {:<6} {:>8}", "target", "source", "weights");
-    counts.iter().for_each(|n| write!(table, " {:>9}", format!("n = {n}")).unwrap());
-    table.push('\n');
-    let mut plots = LIMITS.map(|l| (l, Vec::<Series>::new()));
-    let mut rises = Vec::new();
-    for (name, target) in targets {
-        for source in sources.iter().filter(|s| *s != name) {
-            for (limit, series) in &mut plots {
-                write!(table, "{name:<10} {source:<6} {:>8}", format!("≤ 2^{}", limit.log2())).unwrap();
-                let mut line = Vec::new();
-                for n in counts {
-                    match error(target, source, *n, *limit) {
-                        Some((e, used, status)) => {
-                            write!(table, " {e:>9.2e}").unwrap();
-                            writeln!(csv, "{name},{source},{limit},{n},{used},{e:e},{status}").unwrap();
-                            line.push((*n as f64, e));
-                        }
-                        None => table.push_str("         -"),
-                    }
+#[derive(Clone, Debug, PartialEq)]
+struct Found {
+    used: usize,
+    /// off the bands, or the overshoot inside, whichever is larger
+    error: f64,
+    status: String,
+    /// no stack with these inner weights (relu: no polyline with as many kinks) is better
+    lower: Option<f64>,
+    weight: f64,
+    total: f64,
+    /// evidence of local optimality, of fits
+    alternations: Option<usize>,
+}
+
+impl Found {
+    fn exact(&self) -> bool {
+        self.status.starts_with("Exact")
+    }
+}
+
+impl Job {
+    fn run(&self) -> Vec<Cell> {
+        let source: Activation = self.source.parse().unwrap();
+        let budget = Budget { max_weight: self.max_weight, max_total: MAX_TOTAL, band: BAND, ..Budget::default() };
+        let domain = Domain::new(DOMAIN.0, DOMAIN.1).unwrap();
+        let target = &self.target;
+        let request = Request { target, source: &source, form: Form::Plain, format: Format::F64, domain, budget };
+        let start = ThreadTime::now();
+        let solutions = by_neurons(&request, &self.counts).unwrap_or_else(|_| vec![None; self.counts.len()]);
+        let seconds = start.elapsed().as_secs_f64();
+        let found = |s: Solution, allowed: usize| {
+            let error = s.error();
+            assert!(error >= 0.0 && error.is_finite());
+            let exact = s.certificate.status().is_exact();
+            let lower = if exact { None } else { lower_bound(target, &source, domain, allowed, &s) };
+            assert!(lower.is_none_or(|l| l <= error), "{} from {source}: {lower:?} above {error}", self.name);
+            Found {
+                used: s.stack.neurons.len(),
+                error,
+                status: format!("{:?}", s.certificate.status()),
+                lower,
+                weight: s.max_weight(),
+                total: s.total(),
+                alternations: s.alternations,
+            }
+        };
+        let cell = |(s, allowed): (Option<Solution>, &usize)| Cell {
+            part: self.part.into(),
+            target: self.name.clone(),
+            source: self.source.clone(),
+            max_weight: self.max_weight,
+            allowed: *allowed,
+            seconds,
+            found: s.map(|s| found(s, *allowed)),
+        };
+        solutions.into_iter().zip(&self.counts).map(cell).collect()
+    }
+
+    fn is(&self, c: &Cell) -> bool {
+        (&c.target, &c.source, c.max_weight) == (&self.name, &self.source, self.max_weight) && c.part == self.part
+    }
+}
+
+fn lower_bound(target: &Expr, source: &Activation, domain: Domain, kinks: usize, s: &Solution) -> Option<f64> {
+    if s.certificate.delta() > 0.0 {
+        return None;
+    }
+    let value = |z: f64| eval::value(target, &[z]).unwrap();
+    let points = duals::points(domain, &[0.0], 1000);
+    let bound = if *source == Activation::Relu {
+        lower::polyline(target, domain, &duals::chain(&value, &points, kinks)?)
+    } else {
+        let limits: Vec<f64> = s.stack.neurons.iter().map(|_| MAX_TOTAL).collect();
+        lower::given_inner(target, domain, &s.stack, &limits, &duals::given_inner(&value, &s.stack, &points)?)
+    };
+    bound.ok().map(|b| b.value())
+}
+
+/// The floor for any number of neurons: (target, source, W, A, bound).
+fn floors() -> Vec<(&'static str, &'static str, Family, f64)> {
+    let cases = [
+        ("relu(z)", "silu", 1.0, 10.0),
+        ("relu(z)", "silu", 1.0, 100.0),
+        ("relu(z)", "gelu", 1.0, 10.0),
+        ("relu(z)", "gelu", 1.0, 100.0),
+        ("gelu(z)", "silu", 1.0, 4.0),
+        ("gelu(z)", "silu", 1.0, 16.0),
+        ("silu(z)", "gelu", 0.5, 4.0),
+        ("silu(z)", "gelu", 0.5, 16.0),
+    ];
+    let floor = |&(target, source, max_weight, max_total): &(&'static str, &'static str, f64, f64)| {
+        let (expr, activation): (Expr, Activation) = (target.parse().unwrap(), source.parse().unwrap());
+        let family = Family { max_weight, max_total };
+        let domain = Domain::new(-24.0, 24.0).unwrap();
+        let value = |z: f64| eval::value(&expr, &[z]).unwrap();
+        let witness = duals::all_stacks(&value, &activation, family, &duals::points(domain, &[0.0], 72))?;
+        let bound = lower::all_stacks(&expr, domain, &activation, family, &witness).ok()?.value();
+        Some((target, source, family, bound))
+    };
+    cases.iter().filter_map(floor).collect()
+}
+
+fn shown(c: &Cell) -> String {
+    match &c.found {
+        None => "-".into(),
+        Some(f) if f.exact() => "exact".into(),
+        Some(f) => format!("{:.1e}", f.error),
+    }
+}
+
+const HEAD: &str = "part,target,source,max_weight,neurons_allowed,seconds,neurons_used,certified_error,status,lower_bound,largest_weight,sum_out,alternations";
+
+/// A cell as a line of the file; numbers that read back as they are.
+fn row(c: &Cell) -> String {
+    let mut out = format!("{},{},{},{},{},{:.3}", c.part, c.target, c.source, c.max_weight, c.allowed, c.seconds);
+    if let Some(Found { used, error, status, lower, weight, total, alternations }) = &c.found {
+        let lower = lower.map_or(String::new(), |l| format!("{l:e}"));
+        let alternations = alternations.map_or(String::new(), |k| k.to_string());
+        write!(out, ",{used},{error:e},{status},{lower},{weight},{total},{alternations}").unwrap();
+    } else {
+        out += ",,,,,,,";
+    }
+    out
+}
+
+/// What [`row`] wrote; `None` of a line that was cut off.
+fn read(line: &str) -> Option<Cell> {
+    let f: Vec<&str> = line.split(',').collect();
+    if f.len() != HEAD.split(',').count() {
+        return None;
+    }
+    let found = || {
+        Some(Found {
+            used: f[6].parse().ok()?,
+            error: f[7].parse().ok()?,
+            status: f[8].into(),
+            lower: f[9].parse().ok(),
+            weight: f[10].parse().ok()?,
+            total: f[11].parse().ok()?,
+            alternations: f[12].parse().ok(),
+        })
+    };
+    Some(Cell {
+        part: f[0].into(),
+        target: f[1].into(),
+        source: f[2].into(),
+        max_weight: f[3].parse().ok()?,
+        allowed: f[4].parse().ok()?,
+        seconds: f[5].parse().ok()?,
+        found: if f[6].is_empty() { None } else { Some(found()?) },
+    })
+}
+
+/// Targets down, sources across.
+fn table(cells: &[Cell], neurons: usize) -> String {
+    let mut out = format!("| | {} |\n|---|{}\n", SOURCES.join(" | "), "---|".repeat(SOURCES.len()));
+    for target in TARGETS {
+        write!(out, "| {target} |").unwrap();
+        for source in SOURCES {
+            let c = cells.iter().find(|c| c.target == target && c.source == source && c.allowed == neurons);
+            write!(out, " {} |", c.map_or("".into(), shown)).unwrap();
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn figure(cells: &[Cell], target: &str, max_weight: f64, sources: &[&str]) -> String {
+    let series = |source: &&str| {
+        let of = cells.iter().filter(|c| c.target == target && c.source == *source && c.max_weight == max_weight);
+        let at = |c: &Cell| c.found.as_ref().map(|f| (c.allowed as f64, if f.exact() { 0.0 } else { f.error }));
+        (source.to_string(), of.filter_map(at).collect::<Vec<_>>())
+    };
+    let lines: Vec<_> = sources.iter().map(series).filter(|s| !s.1.is_empty()).collect();
+    log_plot(&format!("{target}: certified error on [−8, 8], weights ≤ {max_weight}"), "neurons", &lines).unwrap()
+}
+
+fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)], machine: &str) -> String {
+    let mut out = format!(
+        "# Error against neurons\n\nWritten by `cargo bench --bench tradeoff` ({machine}). Certified errors on [−8, 8] of plain stacks in f64 with an output\n\
+         constant, inner weights at most {MAX_WEIGHT} and Σ|out| at most {MAX_TOTAL} for fits. *exact*: proved as an identity of the numbers before rounding. All\n\
+         cells, with lower bounds, weights and times: [tradeoff.csv](tradeoff.csv).\n"
+    );
+    for n in [4, 8] {
+        write!(out, "\n## {n} neurons (targets down, sources across)\n\n{}", table(matrix, n)).unwrap();
+    }
+    let (bound, most) = GOAL;
+    let reached = |target: &str, source: &str| {
+        let ok = |c: &&Cell| {
+            let good = c.found.as_ref().is_some_and(|f| f.error <= bound && f.total <= MAX_TOTAL);
+            c.target == target && c.source == source && c.allowed <= most && good
+        };
+        matrix.iter().filter(ok).map(|c| c.allowed).min()
+    };
+    write!(out, "\n## The goal: {bound:e} with at most {most} neurons and Σ|out| ≤ {MAX_TOTAL}\n\nFewest neurons of the table that reach it.\n\n").unwrap();
+    write!(out, "| | {} |\n|---|{}\n", ABLE.join(" | "), "---|".repeat(ABLE.len())).unwrap();
+    for target in TARGETS {
+        let cells: Vec<String> =
+            ABLE.iter().map(|s| reached(target, s).map_or("missed".into(), |n| n.to_string())).collect();
+        writeln!(out, "| {target} | {} |", cells.join(" | ")).unwrap();
+    }
+    out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0; relu, leaky_relu, hardswish and relu6 have kinks. There the\n\
+            weight limit decides: near a kink everything scales, so that the error times the weight limit has a floor for any number of neurons\n\
+            (below; 0.05/16 = 3e-3), and the goal is out of reach at this limit. Without it one steep neuron a kink reaches 3e-7.\n\
+            tanh and sigmoid are bounded: a slope over [−8, 8] is a difference of wide neurons, and what Σ|out| allows decides; relu2 has no\n\
+            asymptote that the smooth targets share. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
+            weights with |out| ≤ 100 for the inner weights found, which leaves other inner weights open.\n";
+    if !floors.is_empty() {
+        out += "\n## Floors\n\nNo stack of any number of neurons with |weight| ≤ W and Σ|out| ≤ A, whatever its biases and constant, is closer on [−24, 24]: proved by branch and\n\
+                bound over all (weight, bias). relu scales: under W its floor is that of W = 1, divided by W, at A·W.\n\n| target | source | W | A | floor |\n|---|---|---|---|---|\n";
+        for (target, source, family, bound) in floors {
+            writeln!(out, "| {target} | {source} | {} | {} | {bound:.4e} |", family.max_weight, family.max_total)
+                .unwrap();
+        }
+    }
+    out += "\n## Responses of interventions\n\nThe larger of the error off the bands and the overshoot inside; jumps at 1 have a band of radius 0.125.\n";
+    for limit in RESPONSE_WEIGHTS {
+        let counts = RESPONSE_NEURONS.map(|n| n.to_string()).join(" | ");
+        write!(
+            out,
+            "\n| weights ≤ {limit} | source | {counts} |\n|---|---|{}\n",
+            "---|".repeat(RESPONSE_NEURONS.len())
+        )
+        .unwrap();
+        for (name, text) in RESPONSES {
+            for source in RESPONSE_SOURCES {
+                write!(out, "| `{text}` | {source} |").unwrap();
+                for c in responses.iter().filter(|c| c.target == name && c.source == source && c.max_weight == limit) {
+                    write!(out, " {} |", shown(c)).unwrap();
                 }
-                table.push('\n');
-                // More neurons should never be worse; where the search had no luck, say so.
-                for w in line.windows(2) {
-                    if w[1].1 > w[0].1 * 1.01 + 1e-12 {
-                        rises.push(format!(
-                            "{name} from {source}, ≤ 2^{}: {} neurons are worse than {}",
-                            limit.log2(),
-                            w[1].0,
-                            w[0].0
-                        ));
-                    }
-                }
-                series.push((format!("{name} from {source}"), line));
+                out.push('\n');
             }
         }
     }
-    print!("{table}");
-    println!("(certified error on [{}, {}], f64, plain form; jumps have a band of radius {BAND})", DOMAIN.0, DOMAIN.1);
-    rises.iter().for_each(|r| println!("{r}"));
+    out += "\n## Figures\n\n";
+    TARGETS.iter().for_each(|t| writeln!(out, "![{t}](tradeoff/{t}.svg)").unwrap());
+    for (name, _) in RESPONSES {
+        RESPONSE_WEIGHTS
+            .iter()
+            .for_each(|w| writeln!(out, "![{name}, weights ≤ {w}](tradeoff/response-{name}-{w}.svg)").unwrap());
+    }
+    out
+}
+
+fn jobs(test: bool, most: usize) -> Vec<Job> {
+    let up_to = |counts: &[usize]| -> Vec<usize> {
+        counts.iter().copied().filter(|n| *n <= if test { 2 } else { most }).collect()
+    };
+    let mut jobs = Vec::new();
+    let (targets, sources) = if test { (&TARGETS[1..2], &SOURCES[..2]) } else { (&TARGETS[..], &SOURCES[..]) };
+    for target in targets {
+        for source in sources.iter().filter(|s| *s != target) {
+            jobs.push(Job {
+                part: "matrix",
+                name: target.to_string(),
+                target: Expr::of(target.parse().unwrap()),
+                source: source.to_string(),
+                max_weight: MAX_WEIGHT,
+                counts: up_to(&NEURONS),
+            });
+        }
+    }
+    for (name, text) in &RESPONSES[..if test { 1 } else { RESPONSES.len() }] {
+        for max_weight in RESPONSE_WEIGHTS {
+            for source in &RESPONSE_SOURCES[..if test { 2 } else { RESPONSE_SOURCES.len() }] {
+                jobs.push(Job {
+                    part: "response",
+                    name: name.to_string(),
+                    target: text.parse().unwrap(),
+                    source: source.to_string(),
+                    max_weight,
+                    counts: up_to(&RESPONSE_NEURONS),
+                });
+            }
+        }
+    }
+    jobs
+}
+
+/// All jobs' cells, in their order; those in `done` are not run again, the others handed to `finished` as they come.
+fn run(jobs: &[Job], done: &[Cell], finished: impl Fn(&[Cell]) + Sync) -> Vec<Cell> {
+    let (next, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let all: Mutex<BTreeMap<usize, Vec<Cell>>> = Mutex::new(BTreeMap::new());
+    let known = |job: &Job| -> Option<Vec<Cell>> {
+        let cells: BTreeMap<usize, &Cell> = done.iter().filter(|c| job.is(c)).map(|c| (c.allowed, c)).collect();
+        job.counts.iter().map(|n| cells.get(n).copied().cloned()).collect()
+    };
+    let work = || {
+        // A pool of one thread for each job keeps other jobs' work out of its time.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        while let Some((k, job)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|k| Some((k, jobs.get(k)?))) {
+            let cells = known(job).unwrap_or_else(|| {
+                let cells = pool.install(|| job.run());
+                finished(&cells);
+                cells
+            });
+            let line: Vec<String> = cells.iter().map(shown).collect();
+            let done = 1 + count.fetch_add(1, Ordering::Relaxed);
+            let Job { name, source, max_weight, .. } = job;
+            println!(
+                "{done:>3}/{} {name:<12} {source:<10} ≤ {max_weight:<5} {:>6.1} s  {}",
+                jobs.len(),
+                cells[0].seconds,
+                line.join("  ")
+            );
+            all.lock().unwrap().insert(k, cells);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(work);
+        }
+    });
+    all.into_inner().unwrap().into_values().flatten().collect()
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let has = |name: &str| arguments.iter().any(|a| a == name);
+    let after = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
+    let test = has("--test");
+    let most = after("--most").map_or(usize::MAX, |n| n.parse().expect("a number"));
+    let jobs = jobs(test, most);
     if test {
+        for cell in run(&jobs, &[], |_| ()) {
+            let back = read(&row(&cell)).unwrap();
+            assert_eq!(Cell { seconds: 0.0, ..back }, Cell { seconds: 0.0, ..cell });
+        }
         return;
     }
-    let dir = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let dir = dir.join("tradeoff");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("tradeoff.csv"), csv).unwrap();
-    // What a picture can show: the smooth and jumping targets from silu under either limit.
-    let shown: Vec<Series> = plots
-        .into_iter()
-        .flat_map(|(limit, series)| {
-            let from_silu = series.into_iter().filter(|(name, _)| name.ends_with("from silu"));
-            from_silu.map(move |(name, line)| (format!("{name}, ≤ 2^{}", limit.log2()), line))
-        })
-        .collect();
-    let svg = log_plot("Certified error against neurons", "neurons", &shown).unwrap();
-    std::fs::write(dir.join("tradeoff.svg"), svg).unwrap();
-    println!("wrote {0}/tradeoff.csv and {0}/tradeoff.svg", dir.display());
+    let target_dir = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from)
+        .join("tradeoff");
+    std::fs::create_dir_all(&target_dir).unwrap();
+    let rows = target_dir.join("rows.csv");
+    if has("--fresh") {
+        let _ = std::fs::remove_file(&rows);
+    }
+    let done: Vec<Cell> = std::fs::read_to_string(&rows).unwrap_or_default().lines().filter_map(read).collect();
+    let file = Mutex::new(std::fs::OpenOptions::new().create(true).append(true).open(&rows).unwrap());
+    let cells = run(&jobs, &done, |cells| {
+        let text: String = cells.iter().map(|c| row(c) + "\n").collect();
+        file.lock().unwrap().write_all(text.as_bytes()).unwrap();
+    });
+    let (matrix, responses): (Vec<Cell>, Vec<Cell>) = cells.into_iter().partition(|c| c.part == "matrix");
+    let floors = floors();
+    let dir = after("--into").map_or(target_dir, PathBuf::from);
+    let machine = after("--machine").unwrap_or_else(|| {
+        format!("{} cores, {}", std::thread::available_parallelism().map_or(1, |n| n.get()), std::env::consts::ARCH)
+    });
+    std::fs::create_dir_all(dir.join("tradeoff")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+    write("tradeoff.md", &page(&matrix, &responses, &floors, &machine));
+    for target in TARGETS {
+        write(&format!("tradeoff/{target}.svg"), &figure(&matrix, target, MAX_WEIGHT, &SOURCES));
+    }
+    for (name, _) in RESPONSES {
+        for limit in RESPONSE_WEIGHTS {
+            write(
+                &format!("tradeoff/response-{name}-{limit}.svg"),
+                &figure(&responses, name, limit, &RESPONSE_SOURCES),
+            );
+        }
+    }
+    let lines: Vec<String> = matrix.iter().chain(&responses).map(row).collect();
+    write("tradeoff.csv", &format!("{HEAD}\n{}\n", lines.join("\n")));
+    println!("wrote {}", dir.display());
 }

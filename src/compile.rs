@@ -1,11 +1,11 @@
 //! The pipeline: an intervention becomes a block with its certificate.
 
+mod stacks;
 mod two_layers;
 
 use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
-use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::block::Block;
@@ -17,7 +17,7 @@ use crate::certificate::{
 use crate::certify::{Domain, Status};
 use crate::deployed::{Blocks, Deployed, deploy_all};
 pub use crate::derive::PreActivation;
-use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive};
+use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive, total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::files::{sha256, write_whole};
@@ -25,9 +25,10 @@ use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;
 use crate::ridge::split;
-use crate::solve::{Budget, Method, Request, Solution, constructed, solve};
+use crate::solve::{Budget, Solution};
 use crate::stack::{Form, Neuron, Stack};
 use crate::tokens::{Calibration, Tokens};
+use stacks::solve_all;
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
@@ -314,10 +315,17 @@ fn one_layer(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Draft> {
     let parts = parts(target)?;
-    let solutions = solve_all(&parts, options, hidden_size, progress)?;
+    let (solutions, proofs): (Vec<Solution>, Vec<_>) =
+        solve_all(&parts, options, hidden_size, progress)?.into_iter().unzip();
     let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
     let origins = parts.iter().map(|p| (p.response.expr.clone(), p.index)).collect();
-    let lowered = Lowered::One(Box::new(OneLayer { block, claims, origins, solutions, proof: None }));
+    // Each response was derived from the very numbers that its rows and columns have in the block.
+    let responses: Option<Vec<ResponseProof>> = proofs.into_iter().collect();
+    let proof = responses.filter(|_| options.norm.is_some()).map(|responses| {
+        let total = Some(total(&block, &claims, &responses, &Reading::exact()));
+        BlockProof { responses, total }
+    });
+    let lowered = Lowered::One(Box::new(OneLayer { block, claims, origins, solutions, proof }));
     Ok(Draft { options: options.clone(), hidden_size, lowered })
 }
 
@@ -331,23 +339,6 @@ fn two_layers(
     let expression = |r: &Response| ExpressionFile { name: r.name.clone(), expression: r.expr.clone() };
     let responses = target.responses.iter().map(expression).collect();
     Ok(Draft { options: options.clone(), hidden_size, lowered: Lowered::Two { layers, responses } })
-}
-
-fn solve_all(
-    parts: &[Part<'_>],
-    options: &Options,
-    hidden_size: usize,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Vec<Solution>> {
-    let done = std::sync::atomic::AtomicUsize::new(0);
-    parts
-        .par_iter()
-        .map(|part| {
-            let solution = solve_part(part, options, hidden_size).at(|| part.response.name.clone());
-            progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), parts.len());
-            solution
-        })
-        .collect()
 }
 
 /// What the choice between drafts goes by.
@@ -381,7 +372,10 @@ impl Draft {
         let outside = |t: Option<&Total>| t.map_or(f64::INFINITY, |t| t.outside);
         match &mut self.lowered {
             Lowered::One(layer) => {
-                let proof = derive(&layer.block, &layer.claims, self.options.norm, &Reading::exact())?;
+                let proof = match layer.proof.take() {
+                    Some(proof) => proof,
+                    None => derive(&layer.block, &layer.claims, self.options.norm, &Reading::exact())?,
+                };
                 let blocks = Blocks::One(&layer.block, &layer.claims);
                 let bound = worst(&self.options, blocks)?.unwrap_or(outside(proof.total.as_ref()));
                 let judged = Judged { met: met(&proof.responses, &[]), bound };
@@ -612,53 +606,6 @@ fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
         }
     }
     Ok(out)
-}
-
-/// The best stack for one response. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
-/// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
-fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
-    // Rows β·w and biases β·b + γ must stay within the format's range, γ being at most β times what z takes.
-    let pre = part.response.pre_activations.get(part.index);
-    let widest = pre.map_or(0.0, |p| p.w.iter().fold(p.b.abs(), |a, w| a.max(w.abs())));
-    let ends = [part.response.domain.lo(), part.response.domain.hi()];
-    let reach = ends.into_iter().filter(|z| z.is_finite()).fold(64.0, |a: f64, z| a.max(z.abs()));
-    // Beyond a million nobody's features reach; what overflows all the same is refused.
-    let steepest = options.format.largest() / (2.0 * (widest + reach.min(1e6)));
-    let request = Request {
-        target: &part.target,
-        source: &options.source,
-        form: options.form,
-        format: options.format,
-        domain: part.response.domain,
-        budget: Budget {
-            band: part.response.band,
-            constant: options.biases,
-            bias_format: Some(options.bias_format()),
-            max_weight: options.budget.max_weight.min(steepest),
-            ..options.budget
-        },
-    };
-    let best = solve(&request)?;
-    let (Some(_), Some(tolerance)) = (options.norm, options.budget.tolerance) else { return Ok(best) };
-    let length = part.response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let lowered = |s: &Solution| -> Result<f64> {
-        let (block, claims) = lower(std::slice::from_ref(part), std::slice::from_ref(s), options, hidden_size)?;
-        let proof = derive(&block, &claims, options.norm, &Reading::exact())?;
-        Ok(proof.responses[0].rounding.as_ref().map_or(f64::INFINITY, |r| r.outside / length))
-    };
-    let mut least = lowered(&best)?;
-    if least <= tolerance || best.method == Method::Fit {
-        return Ok(best);
-    }
-    let mut chosen = best;
-    for other in constructed(&request)? {
-        let error = lowered(&other)?;
-        // A neuron more must gain more than noise.
-        if error < 0.9 * least {
-            (least, chosen) = (error, Solution { binding: chosen.binding.clone(), ..other });
-        }
-    }
-    Ok(chosen)
 }
 
 /// Lays the stacks out as rows and columns in the number format, and says what each row then means.

@@ -8,7 +8,8 @@
 //! * A kink source σ with slopes α (left) and 1 (right): a·σ(z − t) + b·σ(t − z) changes slope by (a + b)(1 − α) at t and
 //!   has slope aα − b on its left: every continuous piecewise-linear response.
 //! * A saturating ramp (hardtanh, relu6, hardsigmoid): one neuron for each segment that is not constant.
-//! * relu²: σ(u) + σ(−u) = u²; C¹ piecewise quadratics. Kink sources gated: (z − t)₊(αz + β), continuous piecewise quadratics.
+//! * relu²: σ(u) + σ(−u) = u²; C¹ piecewise quadratics, and with three neurons a knot all piecewise quadratics, outside of the
+//!   knots' neighbourhoods. Kink sources gated: (z − t)₊(αz + β), continuous piecewise quadratics.
 //! * The source itself, scaled: k·σ(βz + γ), and its relatives (quick_gelu(z) = silu(1.702z)/1.702, tanh(z) = 2·sigmoid(2z) − 1).
 
 use crate::activation::Activation;
@@ -353,21 +354,34 @@ impl Setting<'_> {
         Some(Draft { units, constant: p.polys[piece].value(&at) - have })
     }
 
-    /// C¹ piecewise quadratics from relu².
-    fn squares(&self, p: &PiecewisePolynomial) -> Option<Draft> {
+    /// Piecewise quadratics from relu². At a knot P₊ − P₋ = c + b·u + a·u², u = z − t. For u ≥ h that is
+    ///
+    /// A₋(u + h)² + A₀u² + A₊(u − h)²,   A₋ + A₊ = c/h²,   A₋ − A₊ = b/(2h),   A₀ = a − c/h²
+    ///
+    /// (compare coefficients), and 0 for u ≤ −h: one neuron for each of the three that is not 0. In between it is a C¹ spline.
+    /// Jumps (c ≠ 0) have h = `radius`; kinks (b ≠ 0) have h = `knee`, and are off by |b|·h/4 at most, at u = 0.
+    fn squares(&self, p: &PiecewisePolynomial, knee: Option<&Rational>) -> Option<Draft> {
         if *self.source != Activation::Relu2 || p.degree() > 2 {
             return None;
         }
         let mut units: Units = Vec::new();
         for (k, t) in p.knots.iter().enumerate() {
-            // P₊ − P₋ = a(z − t)²
-            let a = p.polys[k + 1].coefficient(2) - p.polys[k].coefficient(2);
-            let b = p.polys[k + 1].coefficient(1) - p.polys[k].coefficient(1);
-            let c = p.polys[k + 1].coefficient(0) - p.polys[k].coefficient(0);
-            if b != -(q(2, 1) * &a * t) || c != &a * t * t {
+            let d: Vec<Rational> = (0..3).map(|j| p.polys[k + 1].coefficient(j) - p.polys[k].coefficient(j)).collect();
+            let a = d[2].clone();
+            let b = &d[1] + q(2, 1) * &a * t;
+            let c = &d[0] + t * (&d[1] + &a * t);
+            if b.is_zero() && c.is_zero() {
+                units.push(plain(q(1, 1), -t, a));
+                continue;
+            }
+            let h = if c.is_zero() { knee? } else { &self.radius };
+            if !h.is_positive() {
                 return None;
             }
-            units.push(plain(q(1, 1), -t, a));
+            let (even, odd) = (&c / (h * h), &b / (q(2, 1) * h));
+            units.push(plain(q(1, 1), h - t, (&even + &odd) / q(2, 1)));
+            units.push(plain(q(1, 1), -t, a - &even));
+            units.push(plain(q(1, 1), -(h + t), (even - odd) / q(2, 1)));
         }
         let rest = self.polynomial(&p.polys[0])?;
         units.extend(rest.units);
@@ -411,7 +425,7 @@ impl Setting<'_> {
         let options = [
             if linear { self.kinks(p) } else { None },
             self.segments_if_linear(p),
-            self.squares(p),
+            self.squares(p, None),
             self.gated_kinks(p),
         ];
         options.into_iter().flatten().collect()
@@ -428,6 +442,9 @@ impl Setting<'_> {
         }
         if !self.radius.is_positive() {
             return vec![];
+        }
+        if *self.source == Activation::Relu2 {
+            return self.squares(p, None).into_iter().collect();
         }
         let mut out = self.continuous(&p.ramped(&self.radius));
         // Pairs of equal outer weights for the steps, and the continuous rest: one neuron more a jump, but in floating
@@ -548,10 +565,22 @@ pub fn constructions(target: &Expr, setting: &Setting<'_>) -> Result<Vec<IdealSt
 }
 
 /// The target with every kink made of a steep neuron: relu(u) ≈ σ(βu)/(β·slope). For sources that look like relu from
-/// afar; the error is the knee's, max|σ − relu|/β per unit of slope change, and decays exponentially away from it.
+/// afar; the error is the knee's, max|σ − relu|/β per unit of slope change, and decays exponentially away from it. From relu²
+/// a kink is (σ(βu + 1) − σ(βu − 1))/(4β), off by 1/(4β) at u = 0 and by nothing for |u| ≥ 1/β.
 pub fn steep(target: &Expr, setting: &Setting<'_>, beta: &Number) -> Result<Vec<IdealStack>> {
     use Activation::*;
     let source = setting.source;
+    if *source == Relu2 {
+        let Some(p) = Canonical::new(target, setting.domain)?.polynomial() else { return Ok(vec![]) };
+        let Some(mut draft) = setting.squares(&p, Some(&beta.exact().recip())) else { return Ok(vec![]) };
+        // σ(u) = σ(βu)/β²
+        for n in draft.units.iter_mut().filter(|n| n.up.is_none()) {
+            n.weight *= beta.exact();
+            n.bias *= beta.exact();
+            n.out /= beta.exact() * beta.exact();
+        }
+        return Ok(setting.finish(draft).into_iter().collect());
+    }
     if !matches!(
         source,
         Silu | Swish(_) | QuickGelu | Gelu | GeluTanh | Mish | Softplus | Elu(_) | Selu | Celu(_) | Hardswish

@@ -36,6 +36,8 @@ pub fn options(spec: &Spec) -> Options {
             neurons: spec.budget.neurons,
             max_weight: spec.budget.max_weight,
             max_out: spec.budget.max_out,
+            max_total: spec.budget.max_total,
+            inert: spec.budget.inert,
             tolerance: Some(spec.budget.tolerance),
             band: spec.budget.band,
             constant: spec.host.biases,

@@ -38,9 +38,9 @@
 //! |---|---|
 //! | trusted: numbers | [`interval`], [`rational`], [`number`] |
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
-//! | trusted: proofs | [`certify`] for a stack, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
+//! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | trusted: engines | [`arithmetic`], [`landscape`], [`exhaust`], [`running`], [`tokens`], [`deployed`] |
-//! | search | [`canonical`], [`exact`], [`minimax`], [`solve`] |
+//! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`residuals`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
@@ -66,6 +66,7 @@ pub mod certify;
 pub mod compile;
 pub mod deployed;
 pub mod derive;
+pub mod duals;
 pub mod embedded;
 pub mod error;
 pub mod eval;
@@ -83,6 +84,7 @@ pub mod inspect;
 pub mod interval;
 pub mod intervention;
 pub mod landscape;
+pub mod lower;
 pub mod minimax;
 pub mod number;
 pub mod observe;

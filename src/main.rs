@@ -24,7 +24,7 @@ use neurograft::panels::panels;
 use neurograft::report;
 use neurograft::residuals::Residuals;
 use neurograft::sae::Sae;
-use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, solve};
+use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, pareto, solve};
 use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
@@ -111,6 +111,12 @@ struct Fit {
     /// The largest |out|·|weight|
     #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
     max_out: f64,
+    /// The largest Σ|out| of a minimax fit
+    #[arg(long, default_value_t = DEFAULT_LIMIT, allow_hyphen_values = true)]
+    max_total: f64,
+    /// Prefer stacks that vanish where the target does
+    #[arg(long)]
+    inert: bool,
     /// No output constant
     #[arg(long)]
     no_constant: bool,
@@ -120,7 +126,10 @@ struct Fit {
     /// Radius around jumps of the target within which the pre-activation may be off
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     band: f64,
-    /// Print JSON
+    /// Trade neurons, weights and error: every stack found that no other beats, instead of the one with the least error
+    #[arg(long, conflicts_with = "tolerance")]
+    pareto: bool,
+    /// Print JSON, one line a stack
     #[arg(long)]
     json: bool,
 }
@@ -538,6 +547,7 @@ struct FitOutput<'a> {
     constant: f64,
     neurons: Vec<NeuronFile<f64>>,
     certificate: &'a Figures,
+    alternations: Option<usize>,
 }
 
 impl Fit {
@@ -560,30 +570,38 @@ impl Fit {
             neurons: self.neurons,
             max_weight: self.max_weight,
             max_out: self.max_out,
+            max_total: self.max_total,
+            inert: self.inert,
             tolerance: self.tolerance,
             band: self.band,
             constant: !self.no_constant,
             bias_format: None,
         };
-        let solution = solve(&Request { target: &target, source: &source, form, format, domain, budget })?;
-        let figures = solution.certificate.figures();
+        let request = Request { target: &target, source: &source, form, format, domain, budget };
+        let solutions = if self.pareto { front(&request)? } else { vec![solve(&request)?] };
         if self.json {
-            let output = FitOutput {
-                version: 1,
-                target: text,
-                source: source.to_string(),
-                form,
-                format,
-                domain: domain.into(),
-                constant: solution.stack.constant,
-                neurons: solution.stack.neurons.iter().map(NeuronFile::new).collect(),
-                certificate: figures,
-            };
-            say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
+            for s in &solutions {
+                let output = FitOutput {
+                    version: 1,
+                    target: text,
+                    source: source.to_string(),
+                    form,
+                    format,
+                    domain: domain.into(),
+                    constant: s.stack.constant,
+                    neurons: s.stack.neurons.iter().map(NeuronFile::new).collect(),
+                    certificate: s.certificate.figures(),
+                    alternations: s.alternations,
+                };
+                say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
+            }
+        } else if self.pareto {
+            say(&table(&solutions));
         } else {
-            say(&self.words(&solution, text));
+            say(&self.words(&solutions[0], text));
         }
-        Ok(if figures.status == Status::BestEffort { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+        let missed = solutions.iter().any(|s| s.certificate.status() == Status::BestEffort);
+        Ok(if missed { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
     }
 
     fn words(&self, s: &Solution, target: &str) -> String {
@@ -595,6 +613,9 @@ impl Fit {
         for line in figures(s.certificate.figures(), None) {
             out += &format!("{line}\n");
         }
+        if let Some(k) = s.alternations {
+            out += &format!("the error was seen to alternate {k} times between its extremes\n");
+        }
         if let Some(b) = &s.binding {
             out += &format!("what limits it: {b}\n");
         }
@@ -603,6 +624,41 @@ impl Fit {
         }
         out
     }
+}
+
+/// The front of a request, with progress on standard error.
+fn front(request: &Request<'_>) -> Result<Vec<Solution>, Error> {
+    let bar =
+        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
+    bar.set_style(
+        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} searches, {elapsed}").expect("a valid template"),
+    );
+    let found = pareto(request, &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    found
+}
+
+/// One line for each stack of a front.
+fn table(solutions: &[Solution]) -> String {
+    let mut out = format!(
+        "{:>7} {:>12} {:>12} {:>12} {:>12}  {}\n",
+        "neurons", "error ≤", "max |weight|", "Σ|out|", "alternations", "status"
+    );
+    for s in solutions {
+        out += &format!(
+            "{:>7} {:>12} {:>12} {:>12} {:>12}  {:?}\n",
+            s.stack.neurons.len(),
+            short(s.error()),
+            short(s.max_weight()),
+            short(s.total()),
+            s.alternations.map_or("-".into(), |k| k.to_string()),
+            s.certificate.status()
+        );
+    }
+    out
 }
 
 /// A catalogue name or an expression.

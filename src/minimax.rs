@@ -3,21 +3,32 @@
 //! Pure search in floating point. It claims nothing: whoever needs a bound certifies the neurons it returns.
 //!
 //! Piecewise-linear sources get the globally optimal polyline (`polyline`, `kinks`). Everything else goes through
-//! `smooth`: for 1, 2, … neurons, the best stacks of one neuron less grow by atoms that explain the residual, are fitted
-//! by reweighted least squares, and end in sequential linear programming (`linear`) on an exchange set of extrema.
+//! `search`: for 1, 2, … neurons, many starts are fitted by variable projection (`varpro`), the best go through sequential
+//! linear programming (`descend`, `linear`) on an exchange set of extrema, and end with Newton's method on the
+//! extremal points (`polish`).
 //!
 //! Results are a function of the problem alone: fixed seeds, and parallel results are collected in order.
 
+mod descend;
 mod kinks;
 mod linear;
+mod model;
+mod polish;
 mod polyline;
 mod samples;
-mod smooth;
+mod search;
+mod sigma;
+mod varpro;
+
+use std::ops::ControlFlow;
 
 use crate::activation::Activation;
 use kinks::Polylines;
+use model::Stack;
+use polish::{Extremum, alternations};
 use samples::Samples;
-use smooth::{Search, Source, Stack};
+use search::Search;
+use sigma::Source;
 
 /// Best stack of at most `neurons` neurons for a scalar target.
 #[derive(Clone, Copy)]
@@ -40,6 +51,8 @@ pub struct Problem<'a> {
     pub max_weight: f64,
     /// bound on |out|·|inner weight|
     pub max_out: f64,
+    /// bound on Σ|out|; infinite for none
+    pub max_total: f64,
     /// is a free output constant allowed
     pub constant: bool,
 }
@@ -66,11 +79,22 @@ pub struct Fit {
     pub neurons: Vec<Neuron>,
     /// sup distance to the hull seen on samples: an estimate, never a bound
     pub estimate: f64,
-    /// samples that bind the last linear program (for a polyline, extrema seen): the optimality one can hope for
+    /// how often the error alternates between its extremes, as seen: evidence of local optimality. A best approximation
+    /// by k free parameters alternates k + 1 times where nothing else binds
     pub alternations: usize,
 }
 
 impl Fit {
+    /// Σ|out|
+    pub fn total(&self) -> f64 {
+        self.neurons.iter().map(|n| n.out.abs()).sum()
+    }
+
+    /// The largest |inner weight|.
+    pub fn max_weight(&self) -> f64 {
+        self.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max)
+    }
+
     /// The stack's value.
     pub fn value(&self, source: &Activation, z: f64) -> f64 {
         self.neurons.iter().fold(self.constant, |s, n| {
@@ -85,69 +109,140 @@ impl Fit {
 /// `None` only where no finite error is possible: an asymptote that no stack of that size has, or a target that is not
 /// finite on the domain.
 pub fn fit(problem: &Problem) -> Option<Fit> {
-    run(problem, false).into_iter().min_by(|a, b| a.estimate.total_cmp(&b.estimate))
+    let samples = Sampled::new(problem)?;
+    let mut engine = Engine::new(problem, &samples)?;
+    let mut best = engine.constant();
+    for n in 1..=problem.neurons {
+        let found = engine.fit(n, if n == problem.neurons { f64::INFINITY } else { 0.0 });
+        best = better(best, found);
+    }
+    best
 }
 
-/// The best stacks of 1, 2, …, `problem.neurons` neurons, without those that a smaller stack equals.
-pub fn pareto(problem: &Problem) -> Vec<Fit> {
-    let mut front: Vec<Fit> = Vec::new();
-    for fit in run(problem, true) {
-        // A gain that the samples cannot tell from rounding does not pay for a neuron.
-        if front.last().is_none_or(|best| fit.estimate < best.estimate * (1.0 - 1e-6)) {
-            front.push(fit);
+/// The best stacks of each of these numbers of neurons, in ascending order, handed to `visit` until it has enough. One search
+/// serves all: it goes on from the stacks of fewer neurons.
+pub fn at_each(problem: &Problem, counts: &[usize], mut visit: impl FnMut(Fit) -> ControlFlow<()>) {
+    let Some(samples) = Sampled::new(problem) else { return };
+    let Some(mut engine) = Engine::new(problem, &samples) else { return };
+    for n in 1..=problem.neurons {
+        let wanted = counts.contains(&n);
+        let found = engine.fit(n, if wanted { f64::INFINITY } else { 0.0 });
+        if let Some(fit) = found.filter(|_| wanted)
+            && visit(fit).is_break()
+        {
+            return;
         }
     }
-    front
+}
+
+/// The best stacks of 1, 2, … neurons, each handed to `visit` until it has enough. Numbers of neurons whose first tries
+/// stay far above `tolerance` are passed over.
+pub fn growing(problem: &Problem, tolerance: f64, mut visit: impl FnMut(Fit) -> ControlFlow<()>) {
+    let Some(samples) = Sampled::new(problem) else { return };
+    let Some(mut engine) = Engine::new(problem, &samples) else { return };
+    for n in 1..=problem.neurons {
+        let limit = if n == problem.neurons { f64::INFINITY } else { tolerance };
+        if let Some(fit) = engine.fit(n, limit)
+            && visit(fit).is_break()
+        {
+            return;
+        }
+    }
 }
 
 /// Neurons beyond which a piecewise-linear source is left to the polylines.
 const SEARCHED_KINKS: usize = 4;
 
-fn run(problem: &Problem, every: bool) -> Vec<Fit> {
-    let size = 112 + 16 * problem.neurons.min(24);
-    let (Some(coarse), Some(fine)) = (Samples::new(problem, size), Samples::new(problem, 3000)) else {
-        return Vec::new();
-    };
-    let polylines = Samples::new(problem, 240 + 24 * problem.neurons).and_then(|s| Polylines::new(problem, &s, &fine));
-    let source = &Source::new(problem.source);
-    let mut search = Search::new(problem, source, &coarse, &fine);
-    let mut found: Vec<Fit> = Vec::new();
-    if problem.neurons == 0
-        && let Some((stack, _, active)) = search.finish()
-    {
-        let mut fit = assemble(problem, &stack, active);
-        measure(problem, source, &fine, &mut fit);
-        found.push(fit);
+fn better(a: Option<Fit>, b: Option<Fit>) -> Option<Fit> {
+    match (a, b) {
+        // Of equals, the one with fewer neurons.
+        (Some(a), Some(b)) => Some(if b.estimate < a.estimate * (1.0 - 1e-6) { b } else { a }),
+        (a, b) => a.or(b),
     }
-    for n in 1..=problem.neurons {
-        let wanted = every || n == problem.neurons;
+}
+
+/// A problem's samples: many to judge by, and those of the polylines.
+struct Sampled {
+    source: Source,
+    fine: Samples,
+    tube: Option<Samples>,
+}
+
+impl Sampled {
+    fn new(problem: &Problem) -> Option<Self> {
+        Some(Sampled {
+            source: Source::new(problem.source),
+            fine: Samples::new(problem, 3000)?,
+            tube: Samples::new(problem, 240 + 24 * problem.neurons),
+        })
+    }
+}
+
+/// Fits of one problem, one neuron more at a time.
+struct Engine<'a> {
+    problem: &'a Problem<'a>,
+    samples: &'a Sampled,
+    polylines: Option<Polylines<'a>>,
+    search: Search<'a>,
+}
+
+impl<'a> Engine<'a> {
+    fn new(problem: &'a Problem<'a>, samples: &'a Sampled) -> Option<Self> {
+        let polylines = samples.tube.as_ref().and_then(|s| Polylines::new(problem, s, &samples.fine));
+        let search = Search::new(problem, &samples.source, &samples.fine)?;
+        Some(Engine { problem, samples, polylines, search })
+    }
+
+    /// No neurons at all.
+    fn constant(&mut self) -> Option<Fit> {
+        let (stack, _) = self.search.finish()?;
+        let fit = self.measured(assemble(self.problem, &stack));
+        fit.estimate.is_finite().then_some(fit)
+    }
+
+    fn measured(&self, mut fit: Fit) -> Fit {
+        measure(self.problem, &self.samples.source, &self.samples.fine, &mut fit);
+        if fit.total() > self.problem.max_total * (1.0 + 1e-9) {
+            fit.estimate = f64::INFINITY;
+        }
+        fit
+    }
+
+    /// The best with n neurons, called for n = 1, 2, … in turn; `None` too where a first look stays far above `wanted`.
+    fn fit(&mut self, n: usize, wanted: f64) -> Option<Fit> {
+        /// How far a first look may be off.
+        const PROMISING: f64 = 30.0;
+        let (problem, source) = (self.problem, &self.samples.source);
         let mut candidates = Vec::new();
         let mut starts = steep(problem, source);
         starts.retain(|s| s.w.len() == n);
-        if let Some(lines) = &polylines {
-            if wanted {
+        let mut first_look = f64::INFINITY;
+        if let Some(lines) = &self.polylines {
+            if wanted > 0.0 {
                 candidates.extend(lines.fits(n));
             }
             if n <= SEARCHED_KINKS {
                 starts.extend(lines.knots(n).map(|p| kinked(problem, &p)).filter(|s| s.w.len() == n));
             }
         }
-        if polylines.is_none() || n <= SEARCHED_KINKS {
-            let direct: Vec<Fit> = starts.iter().filter(|_| wanted).map(|s| assemble(problem, s, 0)).collect();
-            candidates.extend(direct.into_iter().filter(|f| reaches(problem, source, f)));
-            search.grow(starts);
-            if wanted {
-                candidates.extend(search.finish().map(|(stack, _, active)| assemble(problem, &stack, active)));
+        let direct: Vec<Fit> = starts.iter().map(|s| assemble(problem, s)).collect();
+        candidates.extend(direct.into_iter().filter(|f| reaches(problem, source, f)));
+        if self.polylines.is_none() || n <= SEARCHED_KINKS {
+            let last = wanted == f64::INFINITY;
+            first_look = self.search.grow(starts.clone(), !last);
+            if !last && first_look <= PROMISING * wanted {
+                first_look = self.search.deepen(starts);
+            }
+            if first_look <= PROMISING * wanted {
+                candidates.extend(self.search.finish().map(|(stack, _)| assemble(problem, &stack)));
             }
         }
-        for fit in &mut candidates {
-            measure(problem, source, &fine, fit);
+        if candidates.is_empty() && first_look > PROMISING * wanted {
+            return None;
         }
-        let best =
-            candidates.into_iter().filter(|f| f.estimate.is_finite()).min_by(|a, b| a.estimate.total_cmp(&b.estimate));
-        found.extend(best);
+        let candidates = candidates.into_iter().map(|f| self.measured(f)).filter(|f| f.estimate.is_finite());
+        candidates.min_by(|a, b| a.estimate.total_cmp(&b.estimate))
     }
-    found
 }
 
 /// Steep gates: a source with asymptotes 0 and κt is within O(1/W) of a ReLU, σ(Wz)/(κW), at every knot.
@@ -217,7 +312,7 @@ fn reaches(problem: &Problem, source: &Source, fit: &Fit) -> bool {
 }
 
 /// Neurons from p and q: out = p/w in plain form, max(|p|, |q|)/w times a normalised up row in gated form.
-fn assemble(problem: &Problem, stack: &Stack, alternations: usize) -> Fit {
+fn assemble(problem: &Problem, stack: &Stack) -> Fit {
     let neurons = (0..stack.w.len())
         .filter(|&i| stack.p[i] != 0.0 || stack.q[i] != 0.0)
         .map(|i| {
@@ -230,7 +325,7 @@ fn assemble(problem: &Problem, stack: &Stack, alternations: usize) -> Fit {
             }
         })
         .collect();
-    Fit { constant: stack.constant, neurons, estimate: f64::INFINITY, alternations }
+    Fit { constant: stack.constant, neurons, estimate: f64::INFINITY, alternations: 0 }
 }
 
 /// Sets the estimate: the fine samples, their local maxima refined by golden section, and the offsets at infinity.
@@ -256,20 +351,23 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
         .collect();
     let mut worst = e.iter().copied().fold(0.0, f64::max);
     let top = worst;
-    let mut extrema = 0;
+    let mut extrema: Vec<Extremum> = Vec::new();
     for i in 0..e.len() {
         let (l, r) = (i.saturating_sub(1), (i + 1).min(e.len() - 1));
         if e[i] <= 0.95 * top || e[l] > e[i] || e[r] >= e[i] && r > i {
             continue;
         }
-        extrema += usize::from(e[i] > 0.999 * top);
         let (mut a, mut b) = (fine.z[l], fine.z[r]);
+        let mut summit = e[i];
         for _ in 0..24 {
             let (p, q) = (a + 0.381_966 * (b - a), a + 0.618_034 * (b - a));
             let (x, y) = (excess(p), excess(q));
-            worst = worst.max(x).max(y);
+            summit = summit.max(x).max(y);
             if x > y { b = q } else { a = p }
         }
+        worst = worst.max(summit);
+        let sign = if value(fine.z[i]) > fine.hi[i] { 1.0 } else { -1.0 };
+        extrema.push(Extremum { z: fine.z[i], sign, error: summit });
     }
     // Offsets at infinity, where the slopes agree.
     for side in 0..2 {
@@ -282,9 +380,7 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
         }
     }
     fit.estimate = worst;
-    if fit.alternations == 0 {
-        fit.alternations = extrema;
-    }
+    fit.alternations = alternations(&extrema);
 }
 
 /// A small fixed-seed generator (SplitMix64: Steele, Lea, Flood 2014).
@@ -301,6 +397,11 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// In [0, 1).
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -347,6 +448,7 @@ mod tests {
                 neurons,
                 max_weight,
                 max_out: 1e3,
+                max_total: f64::INFINITY,
                 constant: true,
             })
         }
@@ -386,31 +488,51 @@ mod tests {
 
     #[test]
     fn smooth_fits_reach_known_errors() {
-        // What the search reached when it was written, or an earlier search's figure where that is larger; 2 % over it
-        // absorb other roundings of exp, which may send the search to another vertex of the same valley.
+        // What the search reached when it was written; 2 % over it absorb other roundings of exp, which may send the search
+        // to another vertex of the same valley. The last column is a figure that an earlier prototype had reached.
         let table = [
-            ("gelu", "silu", 1, 1.3212e-2),
-            ("gelu", "silu", 2, 3.6e-3),
-            ("silu", "gelu", 2, 1.5304e-3),
-            ("silu", "gelu", 4, 6.2e-5),
-            ("tanh", "silu", 2, 3.95e-2),
-            ("tanh", "silu", 4, 2.2e-3),
-            ("sigmoid", "gelu", 2, 1.36e-2),
-            ("softplus", "silu", 4, 5.4e-6),
+            ("gelu", "silu", 1, 1.3212e-2, 1.33e-2),
+            ("gelu", "silu", 2, 3.5590e-3, 3.6e-3),
+            ("gelu", "silu", 4, 2.9729e-4, 7.0e-4),
+            ("silu", "gelu", 2, 1.5304e-3, 1.53e-3 * 1.0005),
+            ("silu", "gelu", 4, 9.9406e-6, 6.2e-5),
+            ("tanh", "silu", 2, 3.8635e-2, 3.95e-2),
+            ("tanh", "silu", 4, 1.8812e-3, 2.2e-3),
+            ("sigmoid", "gelu", 2, 1.3415e-2, 1.36e-2),
+            ("sigmoid", "gelu", 4, 2.9803e-4, 3.1e-4),
+            ("softplus", "silu", 4, 5.9886e-7, 5.4e-6),
         ];
-        for (target, source, neurons, known) in table {
+        for (target, source, neurons, known, earlier) in table {
             let e = error(target, source, neurons, (-8.0, 8.0), 16.0);
-            assert!(e <= 1.02 * known, "{target} from {source}, {neurons}: {e}");
+            assert!(e <= 1.02 * known && e <= earlier, "{target} from {source}, {neurons}: {e}");
         }
     }
 
     #[test]
     fn weight_limited_relu() {
-        // relu − silu ≤ 0.27846, halved by a constant; everything scales as 1/W. The others are figures of an earlier
-        // search with smaller outer weights.
-        for (neurons, weight, known) in [(1, 1.0, 0.13924), (1, 16.0, 0.13924), (2, 1.0, 0.1145), (3, 1.0, 0.0899)] {
-            let e = error("relu", "silu", neurons, LINE, weight);
-            assert!(e * weight <= known * 1.001, "{neurons} {weight}: {e}");
+        // relu − silu ≤ 0.27846, halved by a constant; everything scales as 1/W. The others are below the figures of an
+        // earlier search: 0.1145 and 0.0899 (|out·weight| ≤ 1,000), 0.0642 (≤ 10).
+        for (neurons, weight, out, known) in [
+            (1, 1.0, 1e3, 0.13924),
+            (1, 16.0, 1e3, 0.13924),
+            (2, 1.0, 1e3, 0.1137),
+            (3, 1.0, 1e3, 0.0668),
+            (3, 1.0, 10.0, 0.0807),
+            (5, 1.0, 10.0, 0.0603),
+        ] {
+            let fit = Case::new("relu", "silu")
+                .with(neurons, LINE, weight, |p| fit(&Problem { max_out: out, ..*p }).unwrap());
+            assert!(fit.estimate * weight <= known * 1.001, "{neurons} {weight}: {}", fit.estimate);
+        }
+    }
+
+    #[test]
+    fn a_limit_on_the_sum_of_outputs_costs_little() {
+        // Without a limit two neurons cancel: Σ|out| near 600 for 3.559e−3. A sum of 3 costs 1.5 %.
+        for (total, known) in [(100.0, 3.5590e-3), (3.0, 3.6106e-3), (2.0, 3.6795e-3)] {
+            let fit = Case::new("gelu", "silu")
+                .with(2, (-8.0, 8.0), 16.0, |p| fit(&Problem { max_total: total, ..*p }).unwrap());
+            assert!(fit.total() <= total && fit.estimate <= 1.001 * known, "{total}: {} {}", fit.total(), fit.estimate);
         }
     }
 
@@ -483,6 +605,7 @@ mod tests {
                 neurons: 2,
                 max_weight: 64.0,
                 max_out: 1e3,
+                max_total: f64::INFINITY,
                 constant: false,
             };
             let f = fit(&problem).unwrap();
@@ -492,13 +615,6 @@ mod tests {
             let exact = fit(&Problem { source: &Activation::Relu, ..problem }).unwrap();
             assert!(exact.estimate < 1e-9, "{domain:?}: {}", exact.estimate);
         }
-    }
-
-    #[test]
-    fn the_front_falls() {
-        let front = Case::new("gelu", "silu").with(3, (-8.0, 8.0), 16.0, pareto);
-        assert_eq!(front.len(), 3);
-        assert!(front.windows(2).all(|w| w[1].estimate < w[0].estimate && w[1].neurons.len() > w[0].neurons.len()));
     }
 
     #[test]

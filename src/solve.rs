@@ -6,29 +6,31 @@
 //!
 //! Candidates are compared by what the certifier proved about the rounded weights, never by what a search believed.
 
+mod fits;
+mod fronts;
+mod inert;
+mod values;
+
 use argmin::core::{CostFunction, Executor};
 use argmin::solver::brent::BrentOpt;
 
-use crate::activation::{Activation, Side};
-use crate::certify::{Certificate, Claim, Domain, Status, certify, jumps};
+use crate::activation::Activation;
+use crate::certify::{Certificate, Claim, Domain, Figures, Status, certify, jumps};
 use crate::error::{Error, Result};
 use crate::exact::{Setting, constructions, steep, steep_steps};
 use crate::expr::Expr;
 use crate::format::Format;
-use crate::minimax;
 use crate::number::Number;
-use crate::piecewise::{Program, cut};
 use crate::rational::Rational;
-use crate::stack::{Form, IdealStack, Neuron, Stack};
+use crate::stack::{Form, IdealStack, Stack};
+use fits::{Wanted, fit, most_fitted};
+pub use fronts::{by_neurons, pareto};
+pub(crate) use values::Values;
 
 /// The default limit of weights and outputs.
 pub const DEFAULT_LIMIT: f64 = 1_048_576.0;
-/// Fits of more neurons than this are not tried: polylines come at no cost, but the search over smooth neurons takes
-/// seconds from here on, and rounding decides soon after.
-const MOST_KINKS: usize = 32;
-const MOST_SMOOTH: usize = 12;
-/// A fit that improves by less than this factor on one of fewer neurons shows that more will not help.
-const STALLED: f64 = 0.7;
+/// What counts as vanishing, where [`Budget::inert`] asks for it.
+pub const INERT: f64 = 1e-12;
 /// A construction this close (relative to the target's size) leaves nothing for a fit to gain.
 const GOOD_ENOUGH: f64 = 1e-5;
 
@@ -41,6 +43,10 @@ pub struct Budget {
     pub max_weight: f64,
     /// the largest |out|·|weight|
     pub max_out: f64,
+    /// the largest Σ|out| of a fit, constructions being what they are
+    pub max_total: f64,
+    /// prefer stacks that vanish, to within [`INERT`], where the target does (and as far from it as the band is wide)
+    pub inert: bool,
     /// ε to reach; `None` asks for the smallest
     pub tolerance: Option<f64>,
     /// δ around jumps; targets without jumps ignore it
@@ -57,6 +63,8 @@ impl Default for Budget {
             neurons: 32,
             max_weight: DEFAULT_LIMIT,
             max_out: DEFAULT_LIMIT,
+            max_total: DEFAULT_LIMIT,
+            inert: false,
             tolerance: None,
             band: 0.0,
             constant: true,
@@ -80,6 +88,7 @@ impl Budget {
         }
         positive("the weight limit", self.max_weight)?;
         positive("the output limit", self.max_out)?;
+        positive("the limit on the sum of outputs", self.max_total)?;
         for (name, x) in [("the tolerance", self.tolerance.unwrap_or(0.0)), ("the band", self.band)] {
             if !(x >= 0.0 && x.is_finite()) {
                 return Err(Error::input(format!("{name} is {x}; it must be a finite number, at least 0")));
@@ -145,14 +154,47 @@ pub struct Solution {
     pub certificate: Certificate,
     /// how it was found
     pub method: Method,
+    /// of a fit: how often its error was seen to alternate between its extremes before rounding. Evidence of local
+    /// optimality, no proof: where nothing else binds, a best fit by k free parameters alternates k + 1 times
+    pub alternations: Option<usize>,
     /// which budget kept a better candidate out, in words
     pub binding: Option<String>,
+    /// how to construct the like of it
+    pub(crate) recipe: Option<Recipe>,
+}
+
+/// Which of the constructions a stack is: the same one serves responses that differ in their constants only.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recipe {
+    /// slope of the steep neurons; `None`: an exact construction
+    beta: Option<f64>,
+    radius: Rational,
+    ordinal: usize,
 }
 
 struct Candidate {
     stack: Stack<f64>,
     ideal: Option<IdealStack>,
     method: Method,
+    alternations: Option<usize>,
+}
+
+impl Solution {
+    /// The largest |weight|.
+    pub fn max_weight(&self) -> f64 {
+        self.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max)
+    }
+
+    /// Σ|out|
+    pub fn total(&self) -> f64 {
+        self.stack.neurons.iter().map(|n| n.out.abs()).sum()
+    }
+
+    /// The error that solutions are compared by: off the bands or the overshoot inside them, whichever is larger, and η.
+    pub fn error(&self) -> f64 {
+        let f = self.certificate.figures();
+        f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)) + f.eta
+    }
 }
 
 /// The best certified stack within the budgets.
@@ -163,10 +205,13 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     request.budget.check()?;
     let Request { target, source, domain, .. } = request;
     let (jumps, delta) = band(request)?;
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: None };
+    let mut field = Field::new(request, delta);
     construct(&mut field, &jumps)?;
+    if request.budget.inert && !field.is_inert() {
+        inert::construct(&mut field)?;
+    }
     if field.wants_fit(size(target, *domain)?)? {
-        fit(request, delta, &jumps, &mut field)?;
+        fit(request, delta, &jumps, &mut field, Wanted::Best)?;
     }
     let binding = field.binding.take();
     let Some(mut solution) = field.best else {
@@ -190,7 +235,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
 pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     request.budget.check()?;
     let (jumps, delta) = band(request)?;
-    let mut field = Field { request, delta, best: None, binding: None, certified: 0, all: Some(Vec::new()) };
+    let mut field = Field { all: Some(Vec::new()), ..Field::new(request, delta) };
     construct(&mut field, &jumps)?;
     // Nothing at all: where a format ruins every construction, the constant in the middle may be the best.
     let (lo, hi) =
@@ -198,7 +243,7 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     let constant = if request.budget.constant { request.bias_format().round(0.5 * (lo + hi)) } else { 0.0 };
     if constant.is_finite() {
         let stack = Stack { source: request.source.clone(), constant, neurons: vec![] };
-        field.enter(Candidate { stack, ideal: None, method: Method::Construction })?;
+        field.enter(Candidate { stack, ideal: None, method: Method::Construction, alternations: None })?;
     }
     Ok(field.all.unwrap_or_default())
 }
@@ -218,13 +263,16 @@ fn band(request: &Request<'_>) -> Result<(Vec<f64>, f64)> {
 fn construct(field: &mut Field<'_>, jumps: &[f64]) -> Result<()> {
     let (request, delta) = (field.request, field.delta);
     for radius in radii(delta) {
-        for ideal in constructions(request.target, &request.setting(radius))? {
+        let found = constructions(request.target, &request.setting(radius.clone()))?;
+        for (ordinal, ideal) in found.into_iter().enumerate() {
+            field.recipe = Some(Recipe { beta: None, radius: radius.clone(), ordinal });
             field.enter_ideal(ideal, Method::Construction)?;
         }
         if field.best.as_ref().is_some_and(|b| matches!(b.certificate.status(), Status::Exact)) {
             break;
         }
     }
+    field.recipe = None;
     if field.has_exact() {
         return Ok(());
     }
@@ -246,19 +294,48 @@ fn construct(field: &mut Field<'_>, jumps: &[f64]) -> Result<()> {
 }
 
 /// Constructions for relu (or a step) with steep neurons of slope β in their place, ramps of the given half width.
-fn steep_stacks(request: &Request<'_>, beta: f64, radius: Rational) -> Result<Vec<IdealStack>> {
+fn steep_stacks(request: &Request<'_>, target: &Expr, beta: f64, radius: Rational) -> Result<Vec<IdealStack>> {
     let setting = request.setting(radius);
     let beta = Number::from_f64(beta).expect("finite");
-    let mut out = steep(request.target, &setting, &beta)?;
-    out.extend(steep_steps(request.target, &setting, &beta)?);
+    let mut out = steep(target, &setting, &beta)?;
+    out.extend(steep_steps(target, &setting, &beta)?);
     Ok(out)
 }
 
 fn enter_steep(field: &mut Field<'_>, beta: f64, radius: Rational) -> Result<()> {
-    for ideal in steep_stacks(field.request, beta, radius)? {
+    for (ordinal, ideal) in
+        steep_stacks(field.request, field.request.target, beta, radius.clone())?.into_iter().enumerate()
+    {
+        field.recipe = Some(Recipe { beta: Some(beta), radius: radius.clone(), ordinal });
         field.enter_ideal(ideal, Method::Steep)?;
     }
+    field.recipe = None;
     Ok(())
+}
+
+/// The stack that a recipe gives for another response, rounded but not certified: for callers that certify what they
+/// make of it. `None` where it gives none within the limits.
+pub(crate) fn like(request: &Request<'_>, recipe: &Recipe) -> Result<Option<(IdealStack, Stack<f64>)>> {
+    let radius = recipe.radius.clone();
+    let found = match recipe.beta {
+        None => constructions(request.target, &request.setting(radius))?,
+        Some(beta) => steep_stacks(request, request.target, beta, radius)?,
+    };
+    let Some(ideal) = found.into_iter().nth(recipe.ordinal) else { return Ok(None) };
+    let stack = rounded(request, &ideal)?;
+    Ok(over_limit(&stack, &request.budget).is_none().then_some((ideal, stack)))
+}
+
+/// A construction in the numbers of the format.
+fn rounded(request: &Request<'_>, ideal: &IdealStack) -> Result<Stack<f64>> {
+    let (format, biases) = (request.format, request.bias_format());
+    let mut stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
+    stack.constant = biases.round(stack.constant);
+    for n in &mut stack.neurons {
+        (n.weight, n.bias, n.out) = (format.round(n.weight), biases.round(n.bias), format.round(n.out));
+        n.up = n.up.map(|(w, b)| (format.round(w), biases.round(b)));
+    }
+    Ok(stack)
 }
 
 /// How bad a ramp of half width `radius` turns out: a narrow one overshoots, a wide one leaks out of the band.
@@ -273,11 +350,13 @@ impl CostFunction for RampError<'_, '_> {
 
     fn cost(&self, radius: &f64) -> std::result::Result<f64, argmin::core::Error> {
         let radius = Rational::from_float(*radius).unwrap_or_default();
-        let errors = steep_stacks(self.field.request, self.beta, radius)?.into_iter().filter_map(|ideal| {
-            let stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64())).ok()?;
-            let f = self.field.certificate(&stack, None).ok()?.figures().clone();
-            Some(f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)))
-        });
+        let errors = steep_stacks(self.field.request, self.field.request.target, self.beta, radius)?
+            .into_iter()
+            .filter_map(|ideal| {
+                let stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64())).ok()?;
+                let f = self.field.certificate(&stack, None).ok()?.figures().clone();
+                Some(f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)))
+            });
         Ok(errors.fold(f64::MAX, f64::min))
     }
 }
@@ -297,10 +376,9 @@ fn enter_best_radius(field: &mut Field<'_>, beta: f64, delta: f64) -> Result<()>
 
 /// In words: what would have to give for a smaller error.
 fn blame(request: &Request<'_>, solution: &Solution) -> String {
-    let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
     if request.format != Format::F64 && solution.method != Method::Fit {
         format!("the number format ({})", request.format)
-    } else if solution.method == Method::Steep || steepest >= 0.99 * request.budget.max_weight {
+    } else if solution.method == Method::Steep || solution.max_weight() >= 0.99 * request.budget.max_weight {
         format!("the weight limit ({})", request.budget.max_weight)
     } else if solution.stack.neurons.len() < request.budget.neurons {
         format!(
@@ -350,58 +428,6 @@ fn size(target: &Expr, domain: Domain) -> Result<f64> {
     Ok((0..=256).map(|k| values.at(l + (h - l) * f64::from(k) / 256.0).abs()).fold(0.0, f64::max))
 }
 
-/// A target in floating point.
-pub(crate) struct Values {
-    /// (right end, program) from left to right
-    pieces: Vec<(f64, Program)>,
-}
-
-impl Values {
-    pub(crate) fn new(target: &Expr, domain: Domain) -> Result<Self> {
-        let (lo, hi) = (Rational::from_float(domain.lo()), Rational::from_float(domain.hi()));
-        let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
-        let float = |z: &Rational| Number::from(z.clone()).to_f64();
-        let pieces = pieces.iter().map(|p| {
-            let l = p.lo.as_ref().map_or(f64::NEG_INFINITY, float);
-            let h = p.hi.as_ref().map_or(f64::INFINITY, float);
-            let middle = match (l.is_finite(), h.is_finite()) {
-                (true, true) => 0.5 * (l + h),
-                (true, false) => l + 1.0,
-                (false, true) => h - 1.0,
-                (false, false) => 0.0,
-            };
-            (h, Program::new(&p.forms[0], &Rational::from_float(middle).expect("finite")))
-        });
-        Ok(Values { pieces: pieces.collect() })
-    }
-
-    /// Where pieces meet.
-    pub(crate) fn knots(&self) -> impl Iterator<Item = f64> + '_ {
-        self.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite())
-    }
-
-    /// φ(z); the left limit at knots.
-    pub(crate) fn at(&self, z: f64) -> f64 {
-        let piece = self.pieces.iter().find(|(h, _)| z <= *h).or(self.pieces.last());
-        piece.map_or(f64::NAN, |(_, p)| p.value(crate::interval::Interval::point(z)).mid())
-    }
-
-    /// The least and greatest value on [l, h], as far as samples and both sides of knots inside tell.
-    fn range(&self, l: f64, h: f64) -> (f64, f64) {
-        let mut points = vec![l, h];
-        points.extend((1..16).map(|k| l + (h - l) * f64::from(k) / 16.0));
-        for (end, _) in &self.pieces {
-            if l <= *end && *end <= h {
-                points.extend([*end, end.next_up()]);
-            }
-        }
-        points
-            .into_iter()
-            .map(|z| self.at(z))
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
-    }
-}
-
 /// The candidates so far.
 struct Field<'a> {
     request: &'a Request<'a>,
@@ -411,22 +437,23 @@ struct Field<'a> {
     certified: usize,
     /// everything that was certified, where a caller wants to choose
     all: Option<Vec<Solution>>,
+    /// of the construction that is entered
+    recipe: Option<Recipe>,
 }
 
-impl Field<'_> {
+impl<'a> Field<'a> {
+    fn new(request: &'a Request<'a>, delta: f64) -> Self {
+        Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None }
+    }
+
     fn has_exact(&self) -> bool {
         self.best.as_ref().is_some_and(|b| b.ideal.is_some() && b.method == Method::Construction)
     }
 
     fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
-        let (format, biases) = (self.request.format, self.request.bias_format());
-        let mut stack = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
-        stack.constant = biases.round(stack.constant);
-        for n in &mut stack.neurons {
-            (n.weight, n.bias, n.out) = (format.round(n.weight), biases.round(n.bias), format.round(n.out));
-            n.up = n.up.map(|(w, b)| (format.round(w), biases.round(b)));
-        }
-        self.enter(Candidate { stack, ideal: Some(ideal), method })
+        let stack = rounded(self.request, &ideal)?;
+        self.enter(Candidate { stack, ideal: Some(ideal), method, alternations: None })?;
+        Ok(())
     }
 
     fn certificate(&self, stack: &Stack<f64>, ideal: Option<&IdealStack>) -> Result<Certificate> {
@@ -440,32 +467,34 @@ impl Field<'_> {
         self.request.budget.tolerance.is_some() && self.best.as_ref().is_some_and(met)
     }
 
-    /// Certifies a candidate that keeps to the limits, and keeps it if it is the best.
-    fn enter(&mut self, candidate: Candidate) -> Result<()> {
+    /// Certifies a candidate that keeps to the limits, and keeps it if it is the best; its ε, where it was certified.
+    fn enter(&mut self, candidate: Candidate) -> Result<Option<f64>> {
         let budget = &self.request.budget;
-        let Candidate { stack, ideal, method } = candidate;
+        let Candidate { stack, ideal, method, alternations } = candidate;
         if let Some(reason) = over_limit(&stack, budget) {
             self.binding.get_or_insert(reason);
-            return Ok(());
+            return Ok(None);
         }
         // More neurons than one that meets the tolerance needs are never better.
         if self.all.is_none()
-            && self.best.as_ref().is_some_and(|b| self.rank(b).0 == 0 && b.stack.neurons.len() < stack.neurons.len())
+            && self.best.as_ref().is_some_and(|b| self.meets(b) && b.stack.neurons.len() < stack.neurons.len())
         {
-            return Ok(());
+            return Ok(None);
         }
         let certificate = match self.certificate(&stack, ideal.as_ref()) {
             Ok(c) => c,
             // No finite bound for this candidate: another may have one.
-            Err(e) if e.is_unsupported() && self.certified > 0 => return Ok(()),
+            Err(e) if e.is_unsupported() && self.certified > 0 => return Ok(None),
             Err(e) if e.is_unsupported() => {
                 self.binding.get_or_insert(e.to_string());
-                return Ok(());
+                return Ok(None);
             }
             Err(e) => return Err(e),
         };
         self.certified += 1;
-        let solution = Solution { stack, ideal, certificate, method, binding: None };
+        let epsilon = certificate.epsilon();
+        let recipe = self.recipe.clone().filter(|_| ideal.is_some());
+        let solution = Solution { stack, ideal, certificate, method, alternations, binding: None, recipe };
         if let Some(all) = &mut self.all {
             all.push(solution.clone());
         }
@@ -473,24 +502,40 @@ impl Field<'_> {
         if better {
             self.best = Some(solution);
         }
-        Ok(())
+        Ok(Some(epsilon))
     }
 
     /// Smaller is better: first what meets the tolerance with the fewest neurons, else the smallest error.
-    fn rank(&self, s: &Solution) -> (u8, Rank, Rank) {
+    fn rank(&self, s: &Solution) -> (bool, u8, Rank, Rank) {
         let f = s.certificate.figures();
-        let outside = f.epsilon_outside.unwrap_or(f.epsilon).max(f.overshoot.unwrap_or(0.0)) + f.eta;
+        let leaks = self.request.budget.inert && !vanishes(f);
+        let outside = s.error();
         let neurons = s.stack.neurons.len() as f64;
         match self.request.budget.tolerance {
-            Some(t) if outside <= t => (0, Rank(neurons), Rank(outside)),
-            Some(t) if f.epsilon <= t => (1, Rank(outside), Rank(neurons)),
+            Some(t) if outside <= t => (leaks, 0, Rank(neurons), Rank(outside)),
+            Some(t) if f.epsilon <= t => (leaks, 1, Rank(outside), Rank(neurons)),
             // Errors that differ by 2 %, or by less than rounding, are the same: then fewer neurons win.
-            _ => (2, Rank((outside.max(1e-13).log2() * 32.0).floor()), Rank(neurons + outside.min(1.0))),
+            _ => (leaks, 2, Rank((outside.max(1e-13).log2() * 32.0).floor()), Rank(neurons + outside.min(1.0))),
         }
+    }
+
+    /// Is it all that was asked for?
+    fn meets(&self, s: &Solution) -> bool {
+        let rank = self.rank(s);
+        !rank.0 && rank.1 == 0
+    }
+
+    /// Does the best so far vanish where the target does?
+    fn is_inert(&self) -> bool {
+        self.best.as_ref().is_some_and(|b| vanishes(b.certificate.figures()))
     }
 
     fn wants_fit(&self, scale: f64) -> Result<bool> {
         let Some(best) = &self.best else { return Ok(true) };
+        // Fits come close to 0 where the target is 0, and no closer than elsewhere.
+        if self.request.budget.inert && self.is_inert() {
+            return Ok(false);
+        }
         if self.met() || self.has_exact() {
             return Ok(false);
         }
@@ -504,6 +549,11 @@ impl Field<'_> {
         let enough = budget.tolerance.unwrap_or(0.0).max(GOOD_ENOUGH * scale);
         Ok(!(f.epsilon() <= enough))
     }
+}
+
+/// Is what is left where the target is 0 next to nothing?
+fn vanishes(f: &Figures) -> bool {
+    f.leak.is_none_or(|leak| leak <= INERT)
 }
 
 /// A float ordered as a number.
@@ -533,126 +583,6 @@ fn over_limit(stack: &Stack<f64>, budget: &Budget) -> Option<String> {
         }
     }
     None
-}
-
-/// Runs the minimax search over growing numbers of neurons, until the tolerance is met or the budget is spent.
-fn fit(request: &Request<'_>, delta: f64, jumps: &[f64], field: &mut Field<'_>) -> Result<()> {
-    let Request { target, source, form, format, domain, budget } = request;
-    let values = Values::new(target, *domain)?;
-    let hull = |z: f64| {
-        if delta == 0.0 {
-            let v = values.at(z);
-            return (v, v);
-        }
-        // Off the bands the value itself is asked for; inside, anything that the hull holds.
-        if jumps.iter().all(|j| (z - j).abs() > delta) {
-            let v = values.at(z);
-            return (v, v);
-        }
-        values.range((z - delta).max(domain.lo()), (z + delta).min(domain.hi()))
-    };
-    let mut knots: Vec<f64> =
-        values.pieces.iter().map(|(h, _)| *h).filter(|h| h.is_finite() && *h < domain.hi()).collect();
-    knots.extend(jumps.iter().flat_map(|j| [j - delta, j + delta]).filter(|z| domain.contains(*z)));
-    knots.sort_by(f64::total_cmp);
-    knots.dedup();
-    let tails = [Side::Left, Side::Right].map(|side| asymptote(&values, *domain, side));
-    let most = budget.neurons.min(most_fitted(request));
-    let counts: Vec<usize> = match budget.tolerance {
-        // More neurons are not always better (an odd number may fit the knots' parity): small counts cost little.
-        None => [1, 2, 3, 4].into_iter().filter(|n| *n < most).chain([most]).collect(),
-        Some(_) => {
-            let mut c: Vec<usize> = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32].into_iter().filter(|n| *n < most).collect();
-            c.push(most);
-            c
-        }
-    };
-    let mut last = f64::INFINITY;
-    for neurons in counts {
-        let problem = minimax::Problem {
-            source,
-            gated: *form == Form::Gated,
-            domain: (domain.lo(), domain.hi()),
-            target: &hull,
-            knots: &knots,
-            tails,
-            neurons,
-            max_weight: budget.max_weight.min(format.largest()),
-            max_out: budget.max_out,
-            constant: budget.constant,
-        };
-        let Some(fit) = minimax::fit(&problem) else { break };
-        let (estimate, stalled) = (fit.estimate, fit.estimate > STALLED * last);
-        last = estimate;
-        let round = |x: f64| format.round(x);
-        let biases = request.bias_format();
-        let stack = Stack {
-            source: (*source).clone(),
-            constant: biases.round(fit.constant),
-            neurons: fit
-                .neurons
-                .iter()
-                .map(|n| {
-                    let weight = toward_zero_within(round(n.weight), budget.max_weight, *format);
-                    Neuron {
-                        weight,
-                        bias: biases.round(n.bias),
-                        out: toward_zero_within(
-                            round(n.out),
-                            budget.max_out / weight.abs() * (1.0 - f64::EPSILON),
-                            *format,
-                        ),
-                        up: match form {
-                            Form::Gated => Some(n.up.map_or((0.0, 1.0), |(w, b)| (round(w), biases.round(b)))),
-                            Form::Plain => None,
-                        },
-                    }
-                })
-                .collect(),
-        };
-        field.enter(Candidate { stack, ideal: None, method: Method::Fit })?;
-        // More neurons help no further where rounding decides, or where the last ones did not.
-        let decided = field.best.as_ref().is_some_and(|b| b.certificate.epsilon() > 8.0 * estimate);
-        if field.met() || neurons > 4 && (stalled || decided && *format != Format::F64) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn most_fitted(request: &Request<'_>) -> usize {
-    let linear =
-        request.source.polynomial_pieces().is_some_and(|(_, p)| p.iter().all(|[_, _, square]| square.is_zero()));
-    if linear && request.form == Form::Plain { MOST_KINKS } else { MOST_SMOOTH }
-}
-
-/// Rounding may carry a weight over its limit; the largest number of the format within it will do.
-fn toward_zero_within(x: f64, limit: f64, format: Format) -> f64 {
-    if x.abs() <= limit {
-        return x;
-    }
-    // Steps that grow: a fixed one may be smaller than half a unit of the format, and never get anywhere.
-    let mut y = format.round(limit);
-    let mut step = 2f64.powi(-24);
-    while y > limit {
-        y = format.round(limit * (1.0 - step));
-        step *= 2.0;
-    }
-    y.copysign(x)
-}
-
-/// (slope, offset) towards an infinite end, from two far values.
-fn asymptote(values: &Values, domain: Domain, side: Side) -> Option<(f64, f64)> {
-    let (end, sign) = match side {
-        Side::Left => (domain.lo(), -1.0),
-        Side::Right => (domain.hi(), 1.0),
-    };
-    if end.is_finite() {
-        return None;
-    }
-    let (a, b) = (sign * 4096.0, sign * 8192.0);
-    let slope = (values.at(b) - values.at(a)) / (b - a);
-    Some((slope, values.at(a) - slope * a))
 }
 
 #[cfg(test)]
@@ -719,6 +649,10 @@ mod tests {
             ("(8 - z) * step(z - 1.5)", "relu", Gated, R, 2, Status::ExactOutside),
             ("step(z - 2)", "hardtanh", Plain, R, 1, Status::ExactOutside),
             ("step(z - 2)", "leaky_relu", Plain, R, 2, Status::ExactOutside),
+            ("step(z - 2)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("jumprelu(z, 1.5)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("z * z * step(z - 1)", "relu2", Plain, R, 3, Status::ExactOutside),
+            ("(8 - z) * step(z - 1.5)", "relu2", Gated, R, 3, Status::ExactOutside),
         ] {
             let budget = Budget { neurons: 8, band: 0.25, ..Budget::default() };
             let s = solved(target, source, form, domain, budget);
@@ -755,6 +689,9 @@ mod tests {
             ("gelu(z)", "silu", Form::Plain, B, 1, false, 0.0145),
             ("gelu(z)", "relu", Form::Plain, B, 8, true, 8e-3),
             ("relu(z)", "silu", Form::Plain, R, 1, true, 0.2785 / DEFAULT_LIMIT),
+            ("relu(z)", "relu2", Form::Plain, R, 2, true, 0.25 / DEFAULT_LIMIT),
+            ("relu6(z)", "relu2", Form::Plain, R, 4, true, 0.25 / DEFAULT_LIMIT),
+            ("z * relu(z - 1)", "relu2", Form::Gated, R, 3, true, 0.25 / DEFAULT_LIMIT),
             ("jumprelu(z, 1.5)", "silu", Form::Gated, (-110.0, 140.0), 3, true, 1e-3),
             ("jumprelu(z, 1.5)", "gelu", Form::Plain, (-110.0, 140.0), 3, true, 1e-3),
             ("step(z - 2)", "sigmoid", Form::Plain, R, 1, true, 1e-9),

@@ -289,12 +289,25 @@ pub struct Budget {
     /// `max_out`: the largest magnitude of a down weight relative to the write direction. Finite, positive.
     /// Default: 2^20.
     pub max_out: f64,
+    /// `max_total`: the largest sum of the down weights' magnitudes, relative to the write direction, of a minimax fit.
+    /// Finite, positive. Default: 2^20.
+    pub max_total: f64,
+    /// `inert`: prefer stacks that vanish where the response does. Default: false.
+    pub inert: bool,
 }
 
 impl Default for Budget {
     fn default() -> Self {
         let large = f64::from(1 << 20);
-        Budget { tolerance: 1e-3, band: 0.01, neurons: 32, max_weight: large, max_out: large }
+        Budget {
+            tolerance: 1e-3,
+            band: 0.01,
+            neurons: 32,
+            max_weight: large,
+            max_out: large,
+            max_total: large,
+            inert: false,
+        }
     }
 }
 

@@ -608,7 +608,7 @@ proptest! {
         let activation = source.parse().unwrap();
         let form = if gated { Form::Gated } else { Form::Plain };
         let domain = Domain::new(wide.0, wide.1).unwrap();
-        let budget = Budget { neurons, max_weight, max_out, tolerance, band: 0.125, constant, bias_format: None };
+        let budget = Budget { neurons, max_weight, max_out, tolerance, band: 0.125, constant, ..Budget::default() };
         let request = Request { target: &expr, source: &activation, form, format, domain, budget };
         match solve(&request) {
             Err(e) => prop_assert!(e.is_unsupported(), "{target} from {source}: {e}"),

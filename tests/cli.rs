@@ -390,7 +390,18 @@ fn fit_in_json() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         // The order of the fields, too.
-        let order = ["version", "target", "source", "form", "format", "domain", "constant", "neurons", "certificate"];
+        let order = [
+            "version",
+            "target",
+            "source",
+            "form",
+            "format",
+            "domain",
+            "constant",
+            "neurons",
+            "certificate",
+            "alternations",
+        ];
         let at: Vec<usize> = order.iter().map(|k| text.find(&format!("\"{k}\":")).unwrap()).collect();
         assert!(at.is_sorted() && at[0] == 1, "{text}");
         let v: Value = serde_json::from_str(&text).unwrap();
@@ -428,7 +439,23 @@ fn fit_in_json() {
             assert_eq!(c[k].is_f64(), c["delta"] != json!(0.0), "{k}");
         }
         assert_eq!((code == 3), c["status"] == json!("BestEffort"));
+        // Constructions have no alternations to report.
+        assert!(v["alternations"].is_null() || v["alternations"].as_u64().unwrap() > 0);
+        assert_eq!(v["alternations"].is_u64(), args.contains("gelu"), "{args}");
     }
+}
+
+#[test]
+fn fronts() {
+    let args = "--target gelu --source silu --neurons 2 --domain -8 8 --max-weight 16 --pareto";
+    let output = fit(&format!("{args} --json")).assert().success().get_output().clone();
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let neurons = |v: &Value| v["neurons"].as_array().unwrap().len();
+    assert!(lines.len() > 2 && lines.iter().all(|v| (1..=2).contains(&neurons(v))));
+    let table = String::from_utf8(fit(args).assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!(table.lines().count(), lines.len() + 1, "{table}");
+    fit(&format!("{args} --tolerance 1e-3")).assert().code(2).stderr(contains("cannot be used with"));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 use nalgebra::{DMatrix, DVector};
 
-use super::{Options, Part, PreActivation, Response, Target, lower, parts, solve_all};
+use super::stacks::solve_all;
+use super::{Options, Part, PreActivation, Response, Target, lower, parts};
 use crate::block::Block;
 use crate::derive::{Reading, ResponseClaim};
 use crate::error::{At, Error, Result};
@@ -86,8 +87,9 @@ pub(super) fn compile(
     let carried = Target { responses: payloads.responses };
     let (carried_parts, free_parts) = (parts(&carried)?, parts(&free)?);
     let all = carried_parts.len() + free_parts.len();
-    let carried_solutions = solve_all(&carried_parts, options, d + g, &|k, _| progress(k, all))?;
-    let free_solutions = solve_all(&free_parts, options, d, &|k, _| progress(carried_parts.len() + k, all))?;
+    let stacks = |found: Vec<(Solution, _)>| found.into_iter().map(|f| f.0).collect::<Vec<_>>();
+    let carried_solutions = stacks(solve_all(&carried_parts, options, d + g, &|k, _| progress(k, all))?);
+    let free_solutions = stacks(solve_all(&free_parts, options, d, &|k, _| progress(carried_parts.len() + k, all))?);
     let (first, carried_claims) = lower(&carried_parts, &carried_solutions, options, d + g)?;
     let (second, mut free_claims) = lower(&free_parts, &free_solutions, options, d)?;
     for c in &mut free_claims {

@@ -102,7 +102,7 @@ impl<'a> Polylines<'a> {
         let mut bracket = None;
         let mut best: Option<(f64, Polyline)> = None;
         let m = self.fine.z.len();
-        for round in 0..16 {
+        for round in 0..40 {
             let (eps, p) = tube.narrowest(links, bracket, if round < 2 { 1e-3 } else { 1e-6 })?;
             let excess = |z: f64, (lo, hi): (f64, f64)| {
                 let f = p.value(z);

@@ -18,8 +18,6 @@ pub(super) struct Program {
 pub(super) struct Optimum {
     pub x: Vec<f64>,
     pub level: f64,
-    /// rows of the Jacobian that bind
-    pub active: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -112,7 +110,6 @@ impl Program {
             }
         }
         let level = simplex.vertex[n];
-        let active = simplex.basis.iter().filter(|r| matches!(r, Row::Above(_) | Row::Below(_))).count();
         let mut x = simplex.vertex;
         x.truncate(n);
         if x.iter().any(|v| !v.is_finite()) || !level.is_finite() {
@@ -121,7 +118,7 @@ impl Program {
         for (v, (l, u)) in x.iter_mut().zip(self.lower.iter().zip(&self.upper)) {
             *v = v.clamp(*l, *u);
         }
-        Some(Optimum { x, level, active })
+        Some(Optimum { x, level })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BinaryHeap;
 
 use super::Problem;
-use super::smooth::Points;
+use super::model::Points;
 
 /// The target on a set of points.
 pub(super) struct Samples {
@@ -114,10 +114,6 @@ impl Samples {
             .collect();
         let points = Points { z: z.clone(), lo: lo.clone(), hi: hi.clone(), weight };
         Some(Samples { points, z, lo, hi, core, beyond })
-    }
-
-    pub fn points_only(&self) -> Points {
-        self.points.copy()
     }
 }
 

@@ -109,6 +109,8 @@ struct Budget {
     neurons: Option<Whole>,
     max_weight: Option<Real>,
     max_out: Option<Real>,
+    max_total: Option<Real>,
+    inert: Option<bool>,
 }
 
 #[derive(Clone, Default, serde::Deserialize)]
@@ -540,6 +542,8 @@ impl Budget {
             })?,
             max_weight: positive("max_weight", self.max_weight.map_or(default.max_weight, |x| x.0))?,
             max_out: positive("max_out", self.max_out.map_or(default.max_out, |x| x.0))?,
+            max_total: positive("max_total", self.max_total.map_or(default.max_total, |x| x.0))?,
+            inert: self.inert.unwrap_or(default.inert),
         })
     }
 }

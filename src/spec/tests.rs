@@ -47,6 +47,8 @@ fn toml_and_json_say_the_same() {
         neurons = 8
         max_weight = 1024
         max_out = 2.5
+        max_total = 40
+        inert = true
 
         [domain]
         range = [-100, 140.5]
@@ -59,7 +61,7 @@ fn toml_and_json_say_the_same() {
             {"feature": 3, "action": "expr", "expr": "-relu(z) * step(z_12 - 1/3)", "write": 4, "direction": "decoder"}
         ],
         "host": {"source": "gelu_tanh", "form": "plain", "format": "bf16", "biases": false},
-        "budget": {"tolerance": 0.01, "band": 0, "neurons": 8, "max_weight": 1024, "max_out": 2.5},
+        "budget": {"tolerance": 0.01, "band": 0, "neurons": 8, "max_weight": 1024, "max_out": 2.5, "max_total": 40, "inert": true},
         "domain": {"range": [-100, 140.5], "norm": 250}
     }"#;
     let spec = Spec::parse_toml(toml).unwrap();
@@ -84,7 +86,8 @@ fn toml_and_json_say_the_same() {
             arithmetic: vec![]
         }
     );
-    assert_eq!(spec.budget, Budget { tolerance: 0.01, band: 0.0, neurons: 8, max_weight: 1024.0, max_out: 2.5 });
+    let limits = Budget { max_weight: 1024.0, max_out: 2.5, max_total: 40.0, ..Budget::default() };
+    assert_eq!(spec.budget, Budget { tolerance: 0.01, band: 0.0, neurons: 8, inert: true, ..limits });
     assert_eq!(spec.domain.norm, Some(250.0));
 }
 

@@ -1,0 +1,432 @@
+//! Variable projection: least squares over the inner weights, the outer ones being solved for at every step.
+//!
+//! min over θ of ‖y − A(θ)A(θ)⁺y‖. With A = QR and the outer weights p, the residual r = y − QQᵀy has the derivative
+//! −(I − QQᵀ)(∂A)p, up to a term that is small where r is (L. Kaufman, BIT 15, 1975; G. Golub, V. Pereyra, SIAM J. Numer.
+//! Anal. 10, 1973). Reweighting towards the sup norm: C. L. Lawson (1961).
+//!
+//! Rows μ·p/w below A keep the outer weights small: they count where a valley is flat, and are raised where a limit binds.
+
+use super::model::{Model, Points, Stack};
+
+/// Which neurons share their inner weights: neuron i has (s·w, t·b) of unit `members[i].0`, b being counted from `centre`.
+#[derive(Clone, Debug)]
+pub(super) struct Ties {
+    /// unit, s, t
+    members: Vec<(usize, f64, f64)>,
+    /// units whose b stays 0
+    centred: Vec<bool>,
+    centre: f64,
+}
+
+impl Ties {
+    /// Every neuron on its own.
+    pub fn free(n: usize) -> Self {
+        Ties { members: (0..n).map(|i| (i, 1.0, 1.0)).collect(), centred: vec![false; n], centre: 0.0 }
+    }
+
+    /// Pairs (w, b), (s·w, −s·b), mirror images about `centre`, and `single` neurons with their knees there; n − single is
+    /// even.
+    pub fn mirrored(n: usize, single: usize, centre: f64, s: f64) -> Self {
+        let pairs = (n - single) / 2;
+        let mut members: Vec<_> = (0..pairs).flat_map(|unit| [(unit, 1.0, 1.0), (unit, s, -s)]).collect();
+        members.extend((0..single).map(|k| (pairs + k, 1.0, 1.0)));
+        let centred = (0..pairs + single).map(|unit| unit >= pairs).collect();
+        Ties { members, centred, centre }
+    }
+
+    pub fn units(&self) -> usize {
+        self.centred.len()
+    }
+
+    /// The stack with these inner weights, b counted from the centre, and outer weights 0.
+    pub fn stack(&self, units: &[(f64, f64)]) -> Stack {
+        let mut stack = Stack::default();
+        for &(unit, s, t) in &self.members {
+            let (w, b) = units[unit];
+            let b = if self.centred[unit] { 0.0 } else { b };
+            stack.push(s * w, t * b - s * w * self.centre, 0.0, 0.0);
+        }
+        stack
+    }
+
+    fn units_of(&self, stack: &Stack) -> Vec<(f64, f64)> {
+        let mut units = vec![(0.0, 0.0); self.units()];
+        for (i, &(unit, s, t)) in self.members.iter().enumerate().rev() {
+            let (w, b) = (stack.w[i], stack.b[i]);
+            units[unit] = (s * w, t * (b + w * self.centre));
+        }
+        units
+    }
+}
+
+/// Rows at infinity count this many core widths here.
+const HEAVY: f64 = 30.0;
+/// Times the target's size: with outer weights of 1,000 this row is 1e−4 of a value.
+const RIDGE: f64 = 1e-7;
+
+/// A(θ), factored, and what it leaves of y.
+struct Projected {
+    /// σ and σ′ of each neuron at the points
+    jets: Vec<Vec<(f64, f64)>>,
+    /// orthonormal columns
+    q: Vec<Vec<f64>>,
+    /// p (and q) of each neuron, then the constant
+    outer: Vec<f64>,
+    residual: Vec<f64>,
+    cost: f64,
+}
+
+struct Problem<'a> {
+    model: &'a Model<'a>,
+    points: &'a Points,
+    ties: &'a Ties,
+    /// square roots of the rows' weights
+    weight: Vec<f64>,
+    ridge: f64,
+    /// y without weights
+    target: Vec<f64>,
+}
+
+impl Problem<'_> {
+    fn linear(&self) -> usize {
+        if self.model.linear_up { 2 } else { 1 }
+    }
+
+    fn rows(&self) -> usize {
+        self.points.z.len() + self.model.infinite.len()
+    }
+
+    fn columns(&self, stack: &Stack, jets: &[Vec<(f64, f64)>]) -> Vec<Vec<f64>> {
+        let (m, n, k) = (self.rows(), stack.w.len(), self.linear());
+        let mut columns = Vec::with_capacity(n * k + 1);
+        for i in 0..n {
+            let (w, b) = (stack.w[i], stack.b[i]);
+            let mut column = vec![0.0; m + n * k];
+            for ((c, jet), s) in column.iter_mut().zip(&jets[i]).zip(&self.weight) {
+                *c = s * jet.0 / w;
+            }
+            let up = (k == 2).then(|| {
+                let mut up = column.clone();
+                up.iter_mut().zip(&self.points.z).for_each(|(c, z)| *c *= z);
+                up[m + i * k + 1] = self.ridge * self.model.width() / w;
+                up
+            });
+            self.at_infinity(&mut column, |side, degree| self.model.at_infinity((w, b, 1.0), side, degree).1);
+            column[m + i * k] = self.ridge / w;
+            columns.push(column);
+            columns.extend(up);
+        }
+        if self.model.constant {
+            let mut column = vec![0.0; m + n * k];
+            column[..self.points.z.len()].copy_from_slice(&self.weight[..self.points.z.len()]);
+            self.at_infinity(&mut column, |_, degree| if degree == 0 { 1.0 } else { 0.0 });
+            columns.push(column);
+        }
+        columns
+    }
+
+    fn at_infinity(&self, column: &mut [f64], f: impl Fn(usize, usize) -> f64) {
+        let base = self.points.z.len();
+        for (r, &(side, degree, _, _)) in self.model.infinite.iter().enumerate() {
+            column[base + r] = self.weight[base + r] * self.model.heavy(degree, HEAVY) * f(side, degree);
+        }
+    }
+
+    /// Gram–Schmidt, twice, then the residual.
+    fn project(&self, stack: &Stack) -> Option<Projected> {
+        let at = |(w, b): (&f64, &f64)| self.points.z.iter().map(|z| self.model.source.at(w * z + b)).collect();
+        let jets: Vec<Vec<(f64, f64)>> = stack.w.iter().zip(&stack.b).map(at).collect();
+        let columns = self.columns(stack, &jets);
+        let count = columns.len();
+        let mut r = vec![0.0; count * count];
+        let mut q: Vec<Vec<f64>> = Vec::with_capacity(count);
+        for (j, mut c) in columns.into_iter().enumerate() {
+            for _ in 0..2 {
+                for (i, o) in q.iter().enumerate() {
+                    let d = dot(&c, o);
+                    r[i * count + j] += d;
+                    subtract(&mut c, d, o);
+                }
+            }
+            let norm = dot(&c, &c).sqrt();
+            if !(norm > 0.0 && norm.is_finite()) {
+                return None;
+            }
+            r[j * count + j] = norm;
+            c.iter_mut().for_each(|v| *v /= norm);
+            q.push(c);
+        }
+        let mut residual: Vec<f64> = self.target.iter().zip(&self.weight).map(|(y, s)| y * s).collect();
+        residual.resize(q.first().map_or(residual.len(), Vec::len), 0.0);
+        let mut outer: Vec<f64> = Vec::with_capacity(count);
+        for o in &q {
+            let d = dot(&residual, o);
+            subtract(&mut residual, d, o);
+            outer.push(d);
+        }
+        for j in (0..count).rev() {
+            outer[j] /= r[j * count + j];
+            for i in 0..j {
+                outer[i] -= r[i * count + j] * outer[j];
+            }
+        }
+        let cost = dot(&residual, &residual);
+        (cost.is_finite() && outer.iter().all(|v| v.is_finite())).then_some(Projected {
+            jets,
+            q,
+            outer,
+            residual,
+            cost,
+        })
+    }
+
+    /// −∂r/∂(ln w, κ) of each unit, where b = κ − wτ and τ is the knee; also τ.
+    fn derivatives(&self, stack: &Stack, units: &[(f64, f64)], p: &Projected) -> (Vec<Vec<f64>>, Vec<f64>) {
+        let (m, k) = (self.rows(), self.linear());
+        let total = p.residual.len();
+        let core = self.model.core;
+        let c0 = self.ties.centre;
+        let knees: Vec<f64> = units.iter().map(|(w, b)| (-b / w).clamp(core.0 - c0, core.1 - c0)).collect();
+        let mut out = vec![vec![0.0; total]; 2 * units.len()];
+        for (i, &(unit, s, t)) in self.ties.members.iter().enumerate() {
+            let (w, b, knee) = (stack.w[i], stack.b[i], knees[unit]);
+            let (a, up) = (p.outer[i * k] / w, if k == 2 { p.outer[i * k + 1] / w } else { 0.0 });
+            let [dw, dk] = &mut out[2 * unit..2 * unit + 2] else { unreachable!("two for each unit") };
+            let size = units[unit].0;
+            let rows = self.points.z.iter().zip(&self.weight).zip(&p.jets[i]).zip(dw.iter_mut().zip(dk.iter_mut()));
+            for (((z, weight), (v, d)), (dw, dk)) in rows {
+                let amplitude = weight * (a + up * z);
+                *dw += size * amplitude * (d * (s * (z - c0) - t * knee) - v * s / w);
+                *dk += amplitude * d * t;
+            }
+            for (r, &(side, degree, _, _)) in self.model.infinite.iter().enumerate() {
+                let j = self.points.z.len() + r;
+                let (_, _, to_w, to_b) = self.model.at_infinity((w, b, p.outer[i * k]), side, degree);
+                let weight = self.weight[j] * self.model.heavy(degree, HEAVY);
+                dw[j] += size * weight * (to_w * s - to_b * (t * knee + s * c0));
+                dk[j] += weight * to_b * t;
+            }
+            dw[m + i * k] -= size * s * self.ridge * a / w;
+        }
+        for column in &mut out {
+            for o in &p.q {
+                let d = dot(column, o);
+                subtract(column, d, o);
+            }
+        }
+        (out, knees)
+    }
+
+    /// y inside the hull, nearest to the fit.
+    fn retarget(&mut self, stack: &Stack, scratch: &mut Vec<f64>) {
+        self.model.values(stack, self.points, HEAVY, scratch);
+        for (row, (y, f)) in self.target.iter_mut().zip(scratch.iter()).enumerate() {
+            let (lo, hi) = self.model.hull(self.points, row, HEAVY);
+            *y = f.clamp(lo, hi);
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    // Four sums at a time, which the compiler keeps in one register.
+    let mut s = [0.0; 4];
+    let (a4, b4) = (a.chunks_exact(4), b.chunks_exact(4));
+    let rest: f64 = a4.remainder().iter().zip(b4.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a4.zip(b4) {
+        for l in 0..4 {
+            s[l] += x[l] * y[l];
+        }
+    }
+    s[0] + s[1] + s[2] + s[3] + rest
+}
+
+fn subtract(a: &mut [f64], d: f64, b: &[f64]) {
+    a.iter_mut().zip(b).for_each(|(x, y)| *x -= d * y);
+}
+
+impl Model<'_> {
+    /// Least squares from the start's inner weights, at most `steps`, then `rounds` of reweighting towards the sup norm.
+    pub fn least_squares(&self, start: &Stack, ties: &Ties, points: &Points, (steps, rounds): (usize, usize)) -> Stack {
+        let rows = points.z.len() + self.infinite.len();
+        let weight = points.weight.iter().copied().chain(self.infinite.iter().map(|_| 1.0)).map(f64::sqrt).collect();
+        let mid = |row| {
+            let (lo, hi) = self.hull(points, row, HEAVY);
+            0.5 * (lo + hi)
+        };
+        let ridge = RIDGE * self.scale * (points.z.len() as f64).sqrt();
+        let target = (0..rows).map(mid).collect();
+        let mut problem = Problem { model: self, points, ties, weight, ridge, target };
+        let mut units = ties.units_of(start);
+        let mut best = (start.clone(), f64::INFINITY);
+        for round in 0..=rounds {
+            let Some((stack, residual)) = problem.minimise(&mut units, if round == 0 { steps } else { 8 }) else {
+                break;
+            };
+            let worst = residual.iter().zip(&problem.weight).take(points.z.len());
+            let worst = worst.map(|(r, s)| (r / s).abs()).fold(0.0, f64::max);
+            if worst < best.1 {
+                best = (stack.clone(), worst);
+            }
+            if !(worst > 0.0) || round == rounds {
+                break;
+            }
+            let mut sum = 0.0;
+            for (r, s) in residual.iter().zip(&mut problem.weight).take(points.z.len()) {
+                *s = (*s * (0.02 + (r / *s).abs() / worst).sqrt()).max(3e-5);
+                sum += *s * *s;
+            }
+            let unit = (points.z.len() as f64 / sum).sqrt();
+            problem.weight[..points.z.len()].iter_mut().for_each(|s| *s *= unit);
+        }
+        best.0
+    }
+}
+
+impl Problem<'_> {
+    /// Levenberg–Marquardt in ln w and κ; the stack with its outer weights, and the weighted residual.
+    fn minimise(&mut self, units: &mut Vec<(f64, f64)>, steps: usize) -> Option<(Stack, Vec<f64>)> {
+        let model = self.model;
+        let banded = (0..self.points.z.len()).any(|j| self.points.lo[j] < self.points.hi[j]);
+        let mut scratch = Vec::new();
+        units.iter_mut().for_each(|u| *u = self.kept(*u));
+        let mut current = self.project(&self.ties.stack(units))?;
+        let cols = 2 * units.len();
+        let (mut lambda, mut slow, mut raised) = (1e-2, 0, 0);
+        let mut taken = 0;
+        while taken < steps {
+            taken += 1;
+            let stack = self.with_outer(units, &current);
+            if banded {
+                self.retarget(&stack, &mut scratch);
+                current = self.project(&stack)?;
+            }
+            // A limit on the outer weights that is overstepped asks for heavier rows.
+            if raised < 6 && !model.within_limits(&stack) {
+                self.ridge *= 12.0;
+                raised += 1;
+                current = self.project(&stack)?;
+            }
+            let (v, knees) = self.derivatives(&stack, units, &current);
+            let mut normal = vec![0.0; cols * cols];
+            let mut gradient = vec![0.0; cols];
+            for i in 0..cols {
+                gradient[i] = -dot(&v[i], &current.residual);
+                for j in 0..=i {
+                    normal[i * cols + j] = dot(&v[i], &v[j]);
+                }
+            }
+            let frozen: Vec<bool> = (0..cols)
+                .map(|j| {
+                    let w = units[j / 2].0.abs();
+                    let outward =
+                        (w >= model.max_weight && gradient[j] < 0.0) || (w <= model.min_weight && gradient[j] > 0.0);
+                    if j % 2 == 0 { outward } else { self.ties.centred[j / 2] }
+                })
+                .collect();
+            let mut step = vec![0.0; cols];
+            let mut gain = 0.0;
+            for _ in 0..7 {
+                if !solve_damped(&normal, &gradient, &frozen, lambda, &mut step) {
+                    lambda *= 10.0;
+                    continue;
+                }
+                let trial: Vec<(f64, f64)> = (0..units.len())
+                    .map(|u| {
+                        let ((w, b), tau) = (units[u], knees[u]);
+                        let kappa = b + w * tau;
+                        let reach = 1.0 + 0.5 * kappa.abs();
+                        let moved = w * step[2 * u].clamp(-0.7, 0.7).exp();
+                        self.kept((moved, kappa + step[2 * u + 1].clamp(-reach, reach) - moved * tau))
+                    })
+                    .collect();
+                let Some(next) = self.project(&self.ties.stack(&trial)) else {
+                    lambda *= 10.0;
+                    continue;
+                };
+                if next.cost < current.cost {
+                    gain = 1.0 - next.cost / current.cost;
+                    (*units, current) = (trial, next);
+                    lambda = (lambda * 0.15).max(1e-14);
+                    break;
+                }
+                lambda *= 8.0;
+            }
+            slow = if gain < 1e-3 { slow + 1 } else { 0 };
+            if gain == 0.0 || slow >= 3 {
+                break;
+            }
+        }
+        Some((self.with_outer(units, &current), current.residual))
+    }
+
+    fn with_outer(&self, units: &[(f64, f64)], p: &Projected) -> Stack {
+        let mut stack = self.ties.stack(units);
+        let k = self.linear();
+        for i in 0..stack.w.len() {
+            stack.p[i] = p.outer[i * k];
+            if k == 2 {
+                stack.q[i] = p.outer[i * k + 1];
+            }
+        }
+        if self.model.constant {
+            stack.constant = p.outer[stack.w.len() * k];
+        }
+        stack
+    }
+
+    /// Inner weights within their limits.
+    fn kept(&self, (w, b): (f64, f64)) -> (f64, f64) {
+        let size = w.abs().clamp(self.model.min_weight, self.model.max_weight).copysign(w);
+        let limit = self.model.box_b(size);
+        // The knee stays where it was.
+        (size, (b * size / w).clamp(-limit, limit))
+    }
+}
+
+/// (A + λ·diag A)·step = −gradient over the free variables, by Cholesky; `normal` holds the lower triangle.
+fn solve_damped(normal: &[f64], gradient: &[f64], frozen: &[bool], lambda: f64, step: &mut [f64]) -> bool {
+    let n = gradient.len();
+    let mut l = normal.to_vec();
+    let floor = (0..n).map(|i| normal[i * n + i]).fold(0.0, f64::max) * 1e-15 + 1e-290;
+    for i in 0..n {
+        if frozen[i] {
+            for j in 0..n {
+                l[i.max(j) * n + i.min(j)] = 0.0;
+            }
+            l[i * n + i] = 1.0;
+        } else {
+            l[i * n + i] += lambda * normal[i * n + i] + floor;
+        }
+    }
+    for i in 0..n {
+        for j in 0..=i {
+            let mut s = l[i * n + j];
+            for k in 0..j {
+                s -= l[i * n + k] * l[j * n + k];
+            }
+            if i == j {
+                if s <= 0.0 || s.is_nan() {
+                    return false;
+                }
+                l[i * n + i] = s.sqrt();
+            } else {
+                l[i * n + j] = s / l[j * n + j];
+            }
+        }
+    }
+    for i in 0..n {
+        let mut s = if frozen[i] { 0.0 } else { -gradient[i] };
+        for k in 0..i {
+            s -= l[i * n + k] * step[k];
+        }
+        step[i] = s / l[i * n + i];
+    }
+    for i in (0..n).rev() {
+        let mut s = step[i];
+        for k in i + 1..n {
+            s -= l[k * n + i] * step[k];
+        }
+        step[i] = s / l[i * n + i];
+    }
+    step.iter().all(|v| v.is_finite())
+}
