@@ -78,7 +78,7 @@ pub struct Calibration {
     pub massive: u64,
     /// their norms
     pub massive_norms: Option<(f64, f64)>,
-    /// of all tokens, to 1/128
+    /// of all tokens, to 2^-15 of itself
     pub median: f64,
     /// the largest of the others
     pub largest: f64,
@@ -215,9 +215,9 @@ fn measure(
 
     let histogram = residuals.each(
         &progress,
-        |all: &mut BTreeMap<u16, u64>, x| {
-            // The upper half of an f32: to 1/128.
-            *all.entry(((length(&x) as f32).to_bits() >> 16) as u16).or_default() += 1;
+        |all: &mut BTreeMap<u32, u64>, x| {
+            // Fifteen bits behind the leading one are enough.
+            *all.entry((length(&x) as f32).to_bits() >> 8).or_default() += 1;
             Ok(())
         },
         |mut a, b| {
@@ -561,12 +561,12 @@ fn quantiles(e: &Extremes, beyond: usize) -> (f64, f64) {
     (at(&e.least), at(&e.most))
 }
 
-fn middle(histogram: &BTreeMap<u16, u64>, tokens: u64) -> f64 {
+fn middle(histogram: &BTreeMap<u32, u64>, tokens: u64) -> f64 {
     let mut below = 0;
     for (bits, n) in histogram {
         below += n;
         if 2 * below >= tokens {
-            return f64::from(f32::from_bits(u32::from(*bits) << 16));
+            return f64::from(f32::from_bits(bits << 8));
         }
     }
     0.0

@@ -215,6 +215,11 @@ pub fn short(x: f64) -> String {
     }
 }
 
+/// How near to a jump of its target a response may be off: the band, and what rounded rows move z by.
+pub fn band(f: &Figures, rounding: Option<&Rounding>) -> Option<f64> {
+    f.epsilon_outside.map(|_| f.delta + rounding.map_or(0.0, |r| r.delta_rows))
+}
+
 /// The certificate's figures in words.
 pub fn figures(f: &Figures, rounding: Option<&Rounding>) -> Vec<String> {
     let mut out = vec![format!("certified: {:?}", f.status)];

@@ -8,6 +8,19 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
+/// Refuses a place where nothing can be written, before the work is done that is to be written there.
+pub fn writable(place: &Path) -> Result<()> {
+    let failed = |e| Error::io(format!("cannot write {}", place.display()), e);
+    let Some(there) = place.ancestors().find(|p| !p.as_os_str().is_empty() && p.exists()) else {
+        // A relative path of names that are not there yet.
+        return tempfile::tempfile_in(".").map(drop).map_err(failed);
+    };
+    if !there.is_dir() {
+        return Err(failed(std::io::ErrorKind::NotADirectory.into()));
+    }
+    tempfile::tempfile_in(there).map(drop).map_err(failed)
+}
+
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut whole = WholeFile::new(path)?;

@@ -34,6 +34,11 @@ pub struct Term {
 /// More terms than this are refused: products of sums multiply.
 const MOST_TERMS: usize = 1024;
 
+fn too_many() -> Error {
+    Error::unsupported(format!("more than {MOST_TERMS} gated terms"))
+        .help("n features joined by `or` take 2^n - 1 terms: join at most ten, or split them over several entries")
+}
+
 /// The ungated part of an expression (absent if it is 0) and its gated terms.
 ///
 /// Errors: a condition that is not affine, a payload that multiplies several pre-activations, a jump that is not one of
@@ -121,7 +126,7 @@ fn by_shape(e: &Expr) -> Result<Vec<Term>> {
         Expr::Add(a, b) => {
             let all = [terms(a)?, terms(b)?].concat();
             if all.len() > MOST_TERMS {
-                return Err(Error::unsupported(format!("more than {MOST_TERMS} gated terms")));
+                return Err(too_many());
             }
             all
         }
@@ -133,8 +138,7 @@ fn by_shape(e: &Expr) -> Result<Vec<Term>> {
         Expr::Mul(a, b) => {
             let (a, b) = (terms(a)?, terms(b)?);
             if a.len() * b.len() > MOST_TERMS {
-                return Err(Error::unsupported(format!("a product of sums with more than {MOST_TERMS} gated terms"))
-                    .help("write the response with fewer conditions"));
+                return Err(too_many());
             }
             let mut out = Vec::with_capacity(a.len() * b.len());
             for (s, t) in a.iter().flat_map(|s| b.iter().map(move |t| (s, t))) {

@@ -60,7 +60,11 @@ pub fn samples(spec: &Spec, d: usize) -> Result<Option<Samples>> {
     if file.width() != d {
         return Err(Error::input(format!("the samples are of width {}, expected {d}", file.width())).at(file.place()));
     }
-    Ok(Some(Samples { residuals: file.matrix()?, margin: spec.domain.margin }))
+    let residuals = file.matrix()?;
+    if residuals.iter().all(|x| *x == 0.0) {
+        return Err(Error::input("all samples are 0: they bound nothing").at(file.place()));
+    }
+    Ok(Some(Samples { residuals, margin: spec.domain.margin }))
 }
 
 /// Opens the SAE that a specification names, if it names one.
@@ -107,6 +111,10 @@ fn read(spec: &Spec, sae: Option<&Sae>) -> Result<Vec<Read>> {
         }
     }
     Ok(all)
+}
+
+fn feature(subject: &Subject) -> Option<usize> {
+    if let Subject::Feature(f) = subject { Some(*f) } else { None }
 }
 
 /// A vector as it is read: z = ⟨v, x⟩ + b.
@@ -171,8 +179,21 @@ impl<'a> Sources<'a> {
             (Some(sae), false) => indices.iter().copied().zip(sae.features(&indices)?).collect(),
             (None, false) => return Err(Error::input("features are named, but no SAE").help("sae = \"...\"")),
         };
+        let dead = |row: &[f64]| row.iter().all(|x| *x == 0.0);
         let mut used = BTreeSet::new();
-        for i in &spec.interventions {
+        for (k, i) in spec.interventions.iter().enumerate() {
+            let place = || format!("intervention {} ({})", k + 1, i.label());
+            for s in i.reads()?.iter().filter(|_| i.direction == Direction::Encoder) {
+                if let Some(f) = feature(s).filter(|f| features.get(f).is_some_and(|x: &Feature| dead(&x.w))) {
+                    return Err(Error::input(format!("feature {f} is dead: the encoder's numbers for it are all 0"))
+                        .at(place()));
+                }
+            }
+            for s in i.subjects()?.iter().filter(|s| **s == i.write || i.direction == Direction::Decoder) {
+                if let Some(f) = feature(s).filter(|f| features.get(f).is_some_and(|x: &Feature| dead(&x.d))) {
+                    return Err(Error::input(format!("feature {f} is dead: its decoder row is all 0")).at(place()));
+                }
+            }
             used.extend(i.subjects()?);
         }
         let mut vectors = BTreeMap::new();

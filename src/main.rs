@@ -15,7 +15,7 @@ use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{
-    conditions, counted, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
+    band, conditions, counted, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
 };
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -29,7 +29,7 @@ use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
-use neurograft::{Error, embedded, intervention, source, verify};
+use neurograft::{Error, embedded, files, intervention, source, verify};
 
 /// Compile interventions on a language model's residual stream into certified MLP weights.
 ///
@@ -180,7 +180,7 @@ struct Calibrate {
     #[arg(long, value_name = "DIR")]
     sae: Option<PathBuf>,
     /// With --sae: the features; without it, all
-    #[arg(long, value_name = "F", value_delimiter = ',', requires = "sae")]
+    #[arg(long, value_name = "F", value_delimiter = ',', requires = "sae", conflicts_with = "spec")]
     feature: Vec<usize>,
     /// Residuals at the place of the intervention: safetensors or .npy, a token a row, f16, bf16, f32 or f64
     #[arg(long, value_name = "FILE")]
@@ -313,38 +313,37 @@ fn summary(c: &Compiled) -> String {
     let terms = || c.certificate.gates.iter().flat_map(|g| &g.terms);
     let names = c.certificate.responses.iter().map(|r| &r.name).chain(terms().map(|t| &t.name));
     let width = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(28, 60);
-    let mut out = format!(
-        "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
-        "response", "units", "status", "error", "overshoot", "leak", "c(z)"
-    );
+    let mut out = String::new();
+    let mut row = |cells: [&str; 8]| {
+        let [name, units, status, error, band, overshoot, leak, c] = cells;
+        out += &format!("{name:<width$} {units:>6} {status:<12} {error:>9} {band:>9} {overshoot:>9} {leak:>9}  {c}\n");
+    };
+    row(["response", "units", "status", "error", "band", "overshoot", "leak", "c(z)"]);
+    let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
     for (r, p) in c.certificate.responses.iter().zip(&c.proof.responses) {
         let f = p.figures();
-        let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
-        let error = cell(Some(f.epsilon_outside.unwrap_or(f.epsilon)));
-        let status = format!("{:?}", f.status);
-        out += &format!(
-            "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {}\n",
-            r.name,
-            r.neurons.len(),
-            status,
-            error,
-            cell(f.overshoot),
-            cell(f.leak),
-            r.target
-        );
+        row([
+            &r.name,
+            &r.neurons.len().to_string(),
+            &format!("{:?}", f.status),
+            &cell(Some(f.epsilon_outside.unwrap_or(f.epsilon))),
+            &cell(band(f, p.rounding.as_ref())),
+            &cell(f.overshoot),
+            &cell(f.leak),
+            &r.target.to_string(),
+        ]);
     }
     for t in terms() {
-        out += &format!(
-            "{:<width$} {:>7} {:<13} {:>10} {:>10} {:>10}  {} where {}\n",
-            t.name,
-            t.units,
-            format!("{:?}", t.figures.status),
-            format!("{:.2e}", t.figures.outside),
-            format!("{:.2e}", t.figures.overshoot * t.figures.payload),
+        row([
+            &t.name,
+            &t.units.to_string(),
+            &format!("{:?}", t.figures.status),
+            &cell(Some(t.figures.outside)),
+            &cell(t.figures.bands.iter().copied().reduce(f64::max)),
+            &cell(Some(t.figures.overshoot * t.figures.payload)),
             "-",
-            t.payload,
-            conditions(t)
-        );
+            &format!("{} where {}", t.payload, conditions(t)),
+        ]);
     }
     if let Some(t) = &c.proof.total {
         let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
@@ -362,8 +361,7 @@ fn summary(c: &Compiled) -> String {
         }
         out += "\n";
     }
-    out +=
-        "(error: off the jumps; overshoot: beyond the two sides of a jump, within the band; leak: where c(z) is 0)\n";
+    out += "(error: off the jumps; band: how near to one, rounded rows included; overshoot: beyond its two sides there; leak: where c(z) is 0)\n";
     if c.first.is_some() {
         out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
     }
@@ -392,6 +390,7 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
         return Err(Error::input(format!("{} is there already", output.join(file).display()))
             .help("name another directory, or overwrite with --force"));
     }
+    files::writable(output)?;
     let compiled = load(spec)?;
     write_all(&compiled, output, &spec.display().to_string())?;
     say(&summary(&compiled));

@@ -366,6 +366,11 @@ impl Sae {
         self.recipe.input
     }
 
+    /// The decoder layer after which the SAE reads the stream, if its files say so in TransformerLens' words.
+    pub fn layer(&self) -> Option<usize> {
+        layer_of(self.hook_name()?)
+    }
+
     /// Where in the model the SAE reads, as in `blocks.15.hook_resid_post`, if the files say so.
     pub fn hook_name(&self) -> Option<&str> {
         self.recipe.hook_name.as_deref()
@@ -550,6 +555,16 @@ fn minus_dot(c: f64, a: &[f64], b: &[f64]) -> f64 {
         rest += product_error + sum_error;
     }
     sum + rest
+}
+
+/// The decoder layer after which a TransformerLens hook reads the stream; `None` for hooks elsewhere.
+pub fn layer_of(hook: &str) -> Option<usize> {
+    let number = |text: &str| text.parse::<usize>().ok();
+    match hook.split('.').collect::<Vec<_>>()[..] {
+        ["blocks", n, "hook_resid_post"] => number(n),
+        ["blocks", n, "hook_resid_pre"] => number(n)?.checked_sub(1),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

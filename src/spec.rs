@@ -638,7 +638,10 @@ fn bounded(field: &str, x: f64, is_good: impl Fn(f64) -> bool, wanted: &str) -> 
     if x.is_finite() && is_good(x) { Ok(x) } else { Err(Error::input(format!("{field} must be {wanted}, not {x}"))) }
 }
 
-fn range(field: &str, [Bound(lo), Bound(hi)]: [Bound; 2]) -> Result<Interval> {
+fn range(field: &str, ends: &[Bound]) -> Result<Interval> {
+    let &[Bound(lo), Bound(hi)] = ends else {
+        return Err(Error::input(format!("{field} has {} ends", ends.len())).help("write [lo, hi], two numbers"));
+    };
     if lo < hi {
         return Ok(Interval::new(lo, hi));
     }

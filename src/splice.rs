@@ -28,7 +28,7 @@ use crate::files::{folder_of, write_whole};
 use crate::format::Format;
 use crate::host::{Host, InsertedLayer, lower};
 use crate::intervention;
-use crate::sae::Sae;
+use crate::sae::{Sae, layer_of};
 use crate::spec::Spec;
 use crate::tensors::valid_range;
 use crate::verify::verify;
@@ -369,16 +369,22 @@ pub fn splice(
         None if options.dry_run => None,
         None => return Err(Error::input("no output is named").help("--output, or --dry-run for a plan")),
     };
-    let mut plan = plan(&specs, &checkpoint, options, progress)?;
+    let again = checkpoint.folder().join(MANIFEST_FILE).is_file();
+    let mut plan = plan(&specs, &checkpoint, options, progress).map_err(|e| match again {
+        true if e.is_input() => e.at(format!("{} is a splice itself", model.display())),
+        _ => e,
+    })?;
     plan.notes.extend(plan.sites.iter().filter_map(|s| another_model(s, model)));
     plan.notes.extend(plan.sites.iter().filter_map(another_layer));
-    if checkpoint.folder().join(MANIFEST_FILE).is_file() {
+    if again {
         plan.notes.push(
             "the checkpoint is a splice itself: its layers are counted with those inserted before, and its own certificates say \
              nothing of the new one"
                 .into(),
         );
     }
+    let mut said = std::collections::BTreeSet::new();
+    plan.notes.retain(|note| said.insert(note.clone()));
     // Whoever gets the result has no use for the path of our specification.
     for site in &mut plan.sites {
         if let Some(sae) = &mut site.origin.sae
@@ -485,7 +491,7 @@ fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
     }
     let layer = match (spec.layer, &sae) {
         (Some(layer), _) => layer,
-        (None, Some(sae)) => layer_of(sae.hook_name()).at(place)?,
+        (None, Some(sae)) => own_layer(sae.hook_name()).at(place)?,
         (None, None) => {
             return Err(Error::input("vectors do not say which layer they are for")
                 .help("write layer = N in the specification: the layer after which to intervene"));
@@ -521,7 +527,7 @@ fn another_model(site: &PlannedSite, model: &Path) -> Option<String> {
 
 /// A hint where an SAE says that it was trained on the stream after another layer.
 fn another_layer(site: &PlannedSite) -> Option<String> {
-    let own = layer_of(site.origin.hook.as_deref()).ok().filter(|own| *own != site.layer)?;
+    let own = layer_of(site.origin.hook.as_deref()?).filter(|own| *own != site.layer)?;
     Some(format!(
         "the SAE was trained on the stream after layer {own}, and the specification says layer = {}: its features may mean \
          nothing there",
@@ -529,16 +535,9 @@ fn another_layer(site: &PlannedSite) -> Option<String> {
     ))
 }
 
-/// The layer after which a TransformerLens hook reads the stream.
-fn layer_of(hook: Option<&str>) -> Result<usize> {
-    let parts: Vec<&str> = hook.unwrap_or_default().split('.').collect();
-    let number = |text: &str| text.parse::<usize>().ok();
-    let layer = match parts[..] {
-        ["blocks", n, "hook_resid_post"] => number(n),
-        ["blocks", n, "hook_resid_pre"] => number(n).and_then(|n| n.checked_sub(1)),
-        _ => None,
-    };
-    layer.ok_or_else(|| {
+/// The layer after which an SAE reads the stream.
+fn own_layer(hook: Option<&str>) -> Result<usize> {
+    hook.and_then(layer_of).ok_or_else(|| {
         Error::input(match hook {
             Some(h) => format!("the hook '{}' is not the stream after a layer", h.escape_debug()),
             None => "the SAE does not say which layer it reads".into(),

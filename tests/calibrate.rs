@@ -275,6 +275,8 @@ fn what_cannot_be_measured_is_refused() {
         (vec!["sites.toml", "--residuals", "x.safetensors", "--layer", "7"], "no site after layer 7"),
         (vec!["--sae", &sae, "--feature", "99", "--residuals", "x.safetensors"], "the SAE has no feature 99"),
         (vec!["--residuals", "x.safetensors"], "required"),
+        (vec![&*spec, "--residuals", "x.safetensors", "--layer", "99"], "no site after layer 99"),
+        (vec![&*spec, "--residuals", "x.safetensors", "--feature", "3"], "cannot be used with"),
         (vec![&*spec, "--residuals", "x.safetensors", "-o", "new.json"], "name a file that ends in .toml"),
         (vec![&*spec, "--residuals", "x.safetensors", "-o", "new"], "name a file that ends in .toml"),
     ] {

@@ -22,18 +22,24 @@ fn root(path: &str) -> PathBuf {
 
 /// Three features in five dimensions, no number 0.
 fn sae(dir: &Path) {
+    sae_with(dir, |_, _| ());
+}
+
+/// An SAE whose tensors may be changed before they are written.
+fn sae_with(dir: &Path, change: impl Fn(&str, &mut Vec<u8>)) {
     fs::create_dir_all(dir).unwrap();
     let (d, n) = (5usize, 3usize);
     let number = |k: usize| ((k * 37 + 11) % 64) as f32 / 64.0 - 0.507;
     let bytes = |from: usize, len: usize| (from..from + len).flat_map(|k| number(k).to_le_bytes()).collect::<Vec<u8>>();
     let thresholds: Vec<u8> = [0.75f32, 0.3, 1.3].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let tensors = [
+    let mut tensors = [
         ("W_enc", vec![d, n], bytes(0, d * n)),
         ("W_dec", vec![n, d], bytes(40, n * d)),
         ("b_enc", vec![n], bytes(80, n)),
         ("b_dec", vec![d], bytes(90, d)),
         ("threshold", vec![n], thresholds),
     ];
+    tensors.iter_mut().for_each(|(name, _, bytes)| change(name, bytes));
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
     });
@@ -290,6 +296,29 @@ fn what_does_nothing_is_said() {
     }
 }
 
+/// A dead feature does nothing, whatever is asked of it.
+#[test]
+fn dead_features_are_refused() {
+    for (tensor, said) in
+        [("W_enc", "feature 1 is dead: the encoder's"), ("W_dec", "feature 1 is dead: its decoder row")]
+    {
+        let w = Work::new();
+        sae_with(&w.path("sae"), |name, bytes| {
+            // W_enc [5, 3] has features in columns, W_dec [3, 5] in rows.
+            let places: Vec<usize> =
+                if name == "W_enc" { (0..5).map(|k| 3 * k + 1).collect() } else { (5..10).collect() };
+            if name == tensor {
+                places.iter().for_each(|k| bytes[4 * k..4 * k + 4].fill(0));
+            }
+        });
+        let cap = json!({"feature": 1, "action": "cap", "value": 2});
+        let spec = w.spec(|s| s["interventions"] = json!([cap]));
+        neurograft().arg("explain").arg(&spec).assert().code(2).stderr(contains(said));
+        let spec = w.spec(|s| s["interventions"] = json!([{"feature": 0, "action": "ablate"}]));
+        neurograft().arg("explain").arg(&spec).assert().success();
+    }
+}
+
 /// Two layers in bf16: the term names all its units and says what keeps it from its tolerance.
 #[test]
 fn a_gated_term_says_what_limits_it() {
@@ -342,6 +371,9 @@ fn bad_specifications() {
         s["host"]["form"] = json!("plain");
     });
     bad("needs gate biases", &|s| s["host"]["biases"] = json!(false));
+    bad("range has 3 ends", &|s| s["domain"]["range"] = json!([-9, 9, 10]));
+    bad("leaves nothing of the range", &|s| s["budget"]["band"] = json!(9));
+    bad("the same as intervention 1", &|s| s["interventions"][1] = json!({"feature": 0, "action": "ablate"}));
     bad("layers", &|s| s["layers"] = json!(3));
     bad("a table of fields", &|s| *s = json!([]));
     bad("layers", &|s| s["layers"] = json!("many"));

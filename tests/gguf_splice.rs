@@ -644,6 +644,14 @@ fn the_selftest_says_what_the_spliced_model_computes() {
             let mut stream = model.embed(&[tokens]).unwrap();
             let seen = &prompt["stream"];
             for k in 0..model.layers() {
+                if json!(k) == seen["first"] {
+                    let row = stream.x.row(seen["position"].as_u64().unwrap() as usize);
+                    let places =
+                        seen["coordinates"].as_array().unwrap().iter().map(|c| c[0].as_u64().unwrap() as usize);
+                    for (at, known) in places.zip(seen["before"].as_array().unwrap()) {
+                        assert!((row[at] - known.as_f64().unwrap()).abs() < 1e-3, "{} {known}", row[at]);
+                    }
+                }
                 model.layer(k, &mut stream).unwrap();
                 if json!(k) == seen["layer"] {
                     let row = stream.x.row(seen["position"].as_u64().unwrap() as usize);

@@ -51,7 +51,7 @@ impl fmt::Display for Calibration {
         writeln!(f, "{} tokens of {}", self.tokens, self.source)?;
         writeln!(
             f,
-            "norms: median {:.4}, largest {:.4}; norm = {}, {} tokens beyond it",
+            "norms: median {:.2}, largest {:.4}; norm = {}, {} tokens beyond it",
             self.median, self.largest, self.norm, self.beyond_norm
         )?;
         if let Some((least, most)) = self.massive_norms {

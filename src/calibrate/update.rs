@@ -9,6 +9,7 @@ use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value, value};
 use super::Calibration;
 use crate::error::{At, Error, Result};
 use crate::files::{folder_of, write_whole};
+use crate::intervention;
 use crate::sae::Sae;
 use crate::spec::Spec;
 
@@ -36,6 +37,11 @@ impl Source {
     pub fn read(path: &Path, layer: Option<usize>) -> Result<Source> {
         let place = || path.display().to_string();
         let mut specs = Spec::read_all(path)?;
+        let unnamed = specs.iter().filter(|s| s.layer.is_none() && s.step == 0).count();
+        let mut named = specs.iter().filter_map(|s| s.layer).collect::<Vec<_>>();
+        for spec in specs.iter_mut().filter(|s| s.layer.is_none() && layer.is_some()) {
+            spec.layer = intervention::open(spec)?.and_then(|sae| sae.layer());
+        }
         let mut layers: Vec<Option<usize>> = specs.iter().map(|s| s.layer).collect();
         let several = specs.iter().filter(|s| s.step == 0).count() > 1;
         layers.dedup();
@@ -60,7 +66,13 @@ impl Source {
         let text =
             std::fs::read_to_string(path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
         let is_json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-        let site = site(&text, is_json, specs.first().and_then(|s| s.layer)).at(place)?;
+        named.retain(|l| layer == Some(*l));
+        if layer.is_some() && named.is_empty() && unnamed > 1 {
+            return Err(Error::input("several sites leave their layer to their SAEs")
+                .at(place())
+                .help("write layer = N into each of them"));
+        }
+        let site = site(&text, is_json, named.first().copied()).at(place)?;
         Ok(Source { specs, text, is_json, site, folder: folder_of(path).to_path_buf() })
     }
 

@@ -15,6 +15,8 @@
 //! a > b: step(a − b)      not c: 1 − c      c and d: c·d      c or d: c + d − c·d
 //! a ≥ b: not (b > a)
 //! ```
+//!
+//! What is said of one pre-activation is brought together first: see [`set`].
 
 use std::collections::BTreeMap;
 
@@ -22,6 +24,10 @@ use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
+
+mod set;
+
+use set::Set;
 
 /// Deeper nesting is refused, so that no text exhausts the stack.
 const MAX_DEPTH: usize = 60;
@@ -99,17 +105,36 @@ impl Condition {
 
     /// 1 where the condition holds, else 0.
     pub fn expr(&self) -> Expr {
+        if let Some((_, set)) = self.set() {
+            return set.expr();
+        }
         match self {
             Condition::Positive(e, _) => Expr::Step(Box::new(e.clone())),
             Condition::Not(c) => Expr::Const(Number::one()).minus(c.expr()),
             Condition::All(all) => {
-                let factors = all.iter().map(Condition::expr);
-                factors.reduce(times).unwrap_or(Expr::Const(Number::one()))
+                grouped(all, Set::and).into_iter().reduce(times).unwrap_or(Expr::Const(Number::one()))
             }
             Condition::Any(any) => {
                 let either = |a: Expr, b: Expr| a.clone().plus(b.clone()).minus(times(a, b));
-                any.iter().map(Condition::expr).reduce(either).unwrap_or(Expr::Const(Number::zero()))
+                grouped(any, Set::or).into_iter().reduce(either).unwrap_or(Expr::Const(Number::zero()))
             }
+        }
+    }
+
+    /// Where it holds, if it is about one pre-activation alone, and about which.
+    fn set(&self) -> Option<(usize, Set)> {
+        let all = |list: &[Condition], join: fn(Set, Set) -> Set| {
+            let sets: Vec<(usize, Set)> = list.iter().map(Condition::set).collect::<Option<_>>()?;
+            let same = |a: (usize, Set), b: (usize, Set)| (a.0 == b.0).then(|| (a.0, join(a.1, b.1)));
+            let mut sets = sets.into_iter();
+            let first = sets.next()?;
+            sets.try_fold(first, same)
+        };
+        match self {
+            Condition::Positive(e, _) => Set::positive(e),
+            Condition::Not(c) => c.set().map(|(k, set)| (k, set.complement())),
+            Condition::All(list) => all(list, Set::and),
+            Condition::Any(list) => all(list, Set::or),
         }
     }
 
@@ -126,19 +151,22 @@ impl Condition {
                 Truth::Open => Ok(()),
             },
             Condition::Not(c) => c.check(range),
-            Condition::Any(list) => list.iter().try_for_each(|c| c.check(range)),
-            Condition::All(list) => {
+            Condition::All(list) | Condition::Any(list) => {
                 list.iter().try_for_each(|c| c.check(range))?;
                 match self.truth(range) {
                     Truth::Never => Err(settled(&self.to_string(), "never holds", range)),
-                    _ => Ok(()),
+                    Truth::Always => Err(settled(&self.to_string(), "always holds", range)),
+                    Truth::Open => Ok(()),
                 }
             }
         }
     }
 
     fn truth(&self, range: Interval) -> Truth {
-        let truths = |list: &[Condition]| -> Vec<Truth> { list.iter().map(|c| c.truth(range)).collect() };
+        let truths = |list: &[Condition], join: fn(Set, Set) -> Set| -> Vec<Truth> {
+            let (sets, others) = by_pre_activation(list, join);
+            sets.values().map(|s| s.truth(range)).chain(others.iter().map(|c| c.truth(range))).collect()
+        };
         match self {
             Condition::Positive(e, _) => match values(e, range) {
                 Some(v) if !(v.hi() > 0.0) => Truth::Never,
@@ -150,12 +178,12 @@ impl Condition {
                 Truth::Never => Truth::Always,
                 Truth::Open => Truth::Open,
             },
-            Condition::All(list) => match truths(list) {
-                t if t.contains(&Truth::Never) || contradictory(list, range) => Truth::Never,
+            Condition::All(list) => match truths(list, Set::and) {
+                t if t.contains(&Truth::Never) => Truth::Never,
                 t if t.iter().all(|t| *t == Truth::Always) => Truth::Always,
                 _ => Truth::Open,
             },
-            Condition::Any(list) => match truths(list) {
+            Condition::Any(list) => match truths(list, Set::or) {
                 t if t.contains(&Truth::Always) => Truth::Always,
                 t if t.iter().all(|t| *t == Truth::Never) => Truth::Never,
                 _ => Truth::Open,
@@ -218,35 +246,28 @@ fn values(e: &Expr, range: Interval) -> Option<Interval> {
     }
 }
 
-/// Do conditions on single pre-activations exclude one another?
-fn contradictory(list: &[Condition], range: Interval) -> bool {
-    /// An end of what is left, and whether it belongs to it.
-    type End = (f64, bool);
-    let mut left: BTreeMap<usize, (End, End)> = BTreeMap::new();
+/// Brings together what is said of each pre-activation alone; the others as they are.
+fn by_pre_activation(list: &[Condition], join: fn(Set, Set) -> Set) -> (BTreeMap<usize, Set>, Vec<&Condition>) {
+    let (mut sets, mut others) = (BTreeMap::new(), Vec::new());
     for c in list {
-        let (e, holds) = match c {
-            Condition::Positive(e, _) => (e, true),
-            Condition::Not(c) => match &**c {
-                Condition::Positive(e, _) => (e, false),
-                _ => continue,
-            },
-            _ => continue,
-        };
-        let Some(form) = e.affine() else { continue };
-        let mut coefficients = form.coefficients.iter();
-        let (Some((k, slope)), None) = (coefficients.next(), coefficients.next()) else { continue };
-        // slope·z + constant passes 0 at t; beyond it, on the side of the slope's sign, it is positive.
-        let end = (Number::from(-(&form.constant / slope)).to_f64(), !holds);
-        let (lo, hi) = left.entry(*k).or_insert(((range.lo(), true), (range.hi(), true)));
-        if slope.is_positive() == holds {
-            if end.0 > lo.0 || end.0 == lo.0 && !end.1 {
-                *lo = end;
+        match c.set() {
+            Some((k, set)) => {
+                let set = match sets.remove(&k) {
+                    Some(before) => join(before, set),
+                    None => set,
+                };
+                sets.insert(k, set);
             }
-        } else if end.0 < hi.0 || end.0 == hi.0 && !end.1 {
-            *hi = end;
+            None => others.push(c),
         }
     }
-    left.values().any(|(lo, hi)| lo.0 > hi.0 || lo.0 == hi.0 && !(lo.1 && hi.1))
+    (sets, others)
+}
+
+/// The expressions of a list of conditions, those of one pre-activation as one.
+fn grouped(list: &[Condition], join: fn(Set, Set) -> Set) -> Vec<Expr> {
+    let (sets, others) = by_pre_activation(list, join);
+    sets.values().map(Set::expr).chain(others.into_iter().map(Condition::expr)).collect()
 }
 
 /// p and t, where the expression is jumprelu(p, t) or relu(p), which is jumprelu(p, 0), and p is affine.

@@ -79,7 +79,7 @@ struct Intervention {
     unit: Option<bool>,
     write: Option<Written>,
     activation: Option<String>,
-    range: Option<[Bound; 2]>,
+    range: Option<Vec<Bound>>,
     band: Option<Real>,
 }
 
@@ -116,7 +116,7 @@ struct Budget {
 #[derive(Clone, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Domain {
-    range: Option<[Bound; 2]>,
+    range: Option<Vec<Bound>>,
     norm: Option<Real>,
     borrowed: Option<Real>,
     samples: Option<PathBuf>,
@@ -174,7 +174,7 @@ impl Spec {
                     domain: domain.check().at(|| "domain".into())?,
                 })
             };
-            let spec = one();
+            let spec = one().and_then(|spec| sensible(spec, sequence));
             let spec = if several { spec.at(|| format!("site {}", k + 1))? } else { spec? };
             if let Some(l) = spec.layer.filter(|l| specs.iter().any(|s| s.layer == Some(*l))) {
                 return Err(Error::input(format!("two sites at layer {l}"))
@@ -185,6 +185,30 @@ impl Spec {
         specs.sort_by_key(|s| s.layer);
         Ok(specs)
     }
+}
+
+/// Refuses what is said twice, and bands that leave nothing of a range.
+fn sensible(spec: super::Spec, sequence: bool) -> Result<super::Spec> {
+    for (k, i) in spec.interventions.iter().enumerate() {
+        let place = || format!("intervention {} ({})", k + 1, i.label());
+        let (range, band) = (spec.range_of(i), spec.band_of(i));
+        if range.is_finite() && 2.0 * band >= range.hi() - range.lo() {
+            return Err(Error::input(format!(
+                "band = {band} leaves nothing of the range from {} to {}",
+                range.lo(),
+                range.hi()
+            ))
+            .at(place())
+            .help("within a band of a jump nothing is promised: it should be small beside the range, as 0.01 is"));
+        }
+        // Steps may repeat; what is done at once would be done twice over.
+        if let Some(first) = spec.interventions[..k].iter().position(|j| j == i).filter(|_| !sequence) {
+            return Err(Error::input(format!("the same as intervention {}", first + 1))
+                .at(place())
+                .help("all interventions read the same x and their writes add up; say twice the effect in one entry"));
+        }
+    }
+    Ok(spec)
 }
 
 /// One specification for each intervention.
@@ -319,7 +343,7 @@ impl Intervention {
                 Some(Written::Feature(f)) => Subject::Feature(index(Whole(f))?),
                 Some(Written::Vector(name)) => Subject::Vector(name),
             },
-            range: self.range.map(|r| super::range("range", r)).transpose()?,
+            range: self.range.map(|r| super::range("range", &r)).transpose()?,
             band: self.band.map(|b| band(b.0)).transpose()?,
             name: self.name.map(|n| one_line(&n)).filter(|n| !n.is_empty()),
             subject,
@@ -551,7 +575,7 @@ impl Budget {
 impl Domain {
     fn check(self) -> Result<super::Domain> {
         Ok(super::Domain {
-            range: self.range.map_or(Ok(super::Domain::default().range), |r| super::range("range", r))?,
+            range: self.range.map_or(Ok(super::Domain::default().range), |r| super::range("range", &r))?,
             norm: self.norm.map(|x| bounded("norm", x.0, |x| x > 0.0, "positive and finite")).transpose()?,
             borrowed: self
                 .borrowed

@@ -16,6 +16,30 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
+fn ranges_have_two_ends() {
+    let spec = |range: &str| {
+        format!("sae = 's'\ninterventions = [{{ feature = 1, action = 'ablate' }}]\n[domain]\nrange = {range}")
+    };
+    assert!(Spec::parse_toml(&spec("[-1, 1]")).is_ok());
+    for range in ["[-1]", "[]", "[0, 1, 2]", "[-160, 160, 'banana', { a = 1 }]"] {
+        assert!(Spec::parse_toml(&spec(range)).is_err(), "{range}");
+    }
+}
+
+/// Steps may repeat; what happens at once is said once.
+#[test]
+fn nothing_is_said_twice() {
+    let spec = |sequence: bool| {
+        format!(
+            "sae = 's'\nsequence = {sequence}\ninterventions = [{{ feature = 1, action = 'add', value = 1 }}, {{ feature = 1, action = 'add', value = 1 }}]"
+        )
+    };
+    assert_eq!(Spec::parse_all_toml(&spec(true)).unwrap().len(), 2);
+    let e = Spec::parse_toml(&spec(false)).unwrap_err();
+    assert!(e.is_input() && e.to_string().contains("the same as intervention 1"), "{e}");
+}
+
+#[test]
 fn toml_and_json_say_the_same() {
     let toml = r#"
         sae = "sae"

@@ -6,7 +6,7 @@ use nalgebra::DVector;
 
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
-use crate::explain::warnings;
+use crate::explain::{band, warnings};
 use crate::host::Host;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
@@ -164,11 +164,11 @@ pub(super) fn plan(plan: &Plan) -> String {
         let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).clamp(28, 60);
         let _ = writeln!(
             out,
-            "{:<width$} {:<13} {:>10} {:>10} {:>10}  c(z)",
-            "response", "status", "error", "overshoot", "leak"
+            "{:<width$} {:<13} {:>10} {:>10} {:>10} {:>10}  c(z)",
+            "response", "status", "error", "band", "overshoot", "leak"
         );
         for r in rows {
-            let figures = format!("{:>10} {:>10} {:>10}", r.error, r.overshoot, r.leak);
+            let figures = format!("{:>10} {:>10} {:>10} {:>10}", r.error, r.band, r.overshoot, r.leak);
             let _ = writeln!(out, "{:<width$} {:<13} {figures}  {}", r.name, r.status, r.response);
         }
         if let Some(total) = &site.compiled.proof.total {
@@ -218,7 +218,7 @@ fn rows(file: &CertificateFile) -> Vec<Row> {
             leak: f.leak.map_or("-".into(), figure),
             response: r.target.to_string(),
             domain: domain(&r.domain),
-            band: short(f.delta),
+            band: band(f, r.rounding.as_ref()).map_or("-".into(), short),
         }
     };
     let term = |t: &TermFile| {

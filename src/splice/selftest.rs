@@ -111,7 +111,7 @@ pub struct Next {
 pub struct Digest {
     /// the inserted layer after which it is seen
     pub layer: usize,
-    /// the token: the last one that the last site changes, if there is one
+    /// the token: the one that the last site changes most, relative to its norm; the last one if it changes none
     pub position: usize,
     /// norm of the live coordinates
     pub norm: f64,
@@ -119,6 +119,10 @@ pub struct Digest {
     pub changed: f64,
     /// the coordinates that change most, and their values
     pub coordinates: Vec<(usize, f64)>,
+    /// the last site's first inserted layer
+    pub first: usize,
+    /// the values of the same coordinates as they enter it: what they are off by is none of the inserted layers' doing
+    pub before: Vec<f64>,
 }
 
 /// A residual and what the inserted layers of a site make of it: live coordinates in f32, little-endian, base64.
@@ -405,6 +409,7 @@ impl Twice {
         let mut digests = Vec::new();
         for (prompt, counts) in prompts.into_iter().zip(counts) {
             let mut shown = (prompt.len() - 1, vec![0.0; self.stream.x.ncols()]);
+            let mut most = 0.0;
             for row in prompt.clone() {
                 let x = residual(&self.stream, row);
                 let e = effect(&site.target, site.compiled.certificate.norm, &x)?;
@@ -417,23 +422,32 @@ impl Twice {
                     by_weights(site, plan, &x)
                 };
                 self.stream.x.row_mut(row).iter_mut().zip(y).for_each(|(x, y)| *x = y);
-                if e.active && e.covered && !e.doubtful {
-                    shown = (row - prompt.start, e.change);
+                let changed = length(&e.change) / length(&x);
+                if e.active && e.covered && !e.doubtful && changed > most {
+                    (most, shown) = (changed, (row - prompt.start, e.change));
                 }
             }
-            digests.push(self.digest(prompt.start + shown.0, shown.0, &shown.1, site.inserted.end - 1));
+            digests.push(self.digest(prompt.start + shown.0, shown.0, &shown.1, &site.inserted));
         }
         Ok(digests)
     }
 
-    fn digest(&self, row: usize, position: usize, change: &[f64], layer: usize) -> Digest {
+    fn digest(&self, row: usize, position: usize, change: &[f64], inserted: &Range<usize>) -> Digest {
         let x = residual(&self.stream, row);
         let norm = length(&x);
         let mut order: Vec<usize> = (0..x.len()).collect();
         order.sort_by(|a, b| change[*b].abs().total_cmp(&change[*a].abs()));
         let changed = order.first().map_or(0.0, |k| change[*k].abs()) / norm;
-        let coordinates = order.iter().take(SHOWN).map(|k| (*k, short(x[*k]))).collect();
-        Digest { layer, position, norm: short(norm), changed: short(changed), coordinates }
+        order.truncate(SHOWN);
+        Digest {
+            layer: inserted.end - 1,
+            position,
+            norm: short(norm),
+            changed: short(changed),
+            coordinates: order.iter().map(|k| (*k, short(x[*k]))).collect(),
+            first: inserted.start,
+            before: order.iter().map(|k| short(x[*k] - change[*k])).collect(),
+        }
     }
 }
 
