@@ -296,6 +296,24 @@ fn what_does_nothing_is_said() {
     }
 }
 
+/// Intervals joined by `or` have no condition in common that could be impossible, and thresholds of one feature are one.
+#[test]
+fn conditions_joined_by_or() {
+    let w = Work::new();
+    let explained = |when: &str| {
+        let entry = json!({"feature": 0, "action": "add", "value": 1, "when": when});
+        let spec = w.spec(|s| s["interventions"] = json!([entry]));
+        let out = neurograft().arg("explain").arg(&spec).assert().code(predicate::in_iter([0, 3]));
+        String::from_utf8(out.get_output().stdout.clone()).unwrap()
+    };
+    for when in ["0 < z < 1 or 4 < z < 5", "1 < a < 2 or 4 < a < 5", "1 < z_1 < 2 or 4 < z_1 < 5"] {
+        assert!(explained(when).contains("certified"), "{when}");
+    }
+    let many: Vec<String> = (0..144).map(|k| format!("a > {}", 2.0 + f64::from(k) / 64.0)).collect();
+    let (one, all) = (explained("a > 2"), explained(&many.join(" or ")));
+    assert_eq!(one.lines().skip(3).collect::<Vec<_>>(), all.lines().skip(3).collect::<Vec<_>>());
+}
+
 /// A dead feature does nothing, whatever is asked of it.
 #[test]
 fn dead_features_are_refused() {
