@@ -263,12 +263,24 @@ fn figure(cells: &[Cell], target: &str, max_weight: f64, sources: &[&str]) -> St
     log_plot(&format!("{target}: certified error on [−8, 8], weights ≤ {max_weight}"), "neurons", &lines).unwrap()
 }
 
+/// What the run took.
+fn hours(matrix: &[Cell], responses: &[Cell]) -> String {
+    let of = |cells: &[Cell]| -> f64 {
+        let rows = cells.iter().map(|c| ((&c.target, &c.source, c.max_weight.to_bits()), c.seconds));
+        rows.collect::<BTreeMap<_, _>>().into_values().sum()
+    };
+    let (m, r) = (of(matrix) / 60.0, of(responses) / 60.0);
+    format!("The searches took {m:.1} minutes of one thread for the matrix and {r:.1} for the responses below.\n")
+}
+
 fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)], machine: &str) -> String {
     let mut out = format!(
         "# Error against neurons\n\nWritten by `cargo bench --bench tradeoff` ({machine}). Certified errors on [−8, 8] of plain stacks in f64 with an output\n\
          constant, inner weights at most {MAX_WEIGHT} and Σ|out| at most {MAX_TOTAL} for fits. *exact*: proved as an identity of the numbers before rounding. All\n\
-         cells, with lower bounds, weights and times: [tradeoff.csv](tradeoff.csv).\n"
+         cells, with lower bounds, weights, alternations and times (of one thread, for all numbers of neurons of a pair together):\n\
+         [tradeoff.csv](tradeoff.csv). Against what people would use instead: [peers.md](peers.md).\n"
     );
+    out += &hours(matrix, responses);
     for n in [4, 8] {
         write!(out, "\n## {n} neurons (targets down, sources across)\n\n{}", table(matrix, n)).unwrap();
     }
