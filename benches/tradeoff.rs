@@ -299,11 +299,12 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)
             ABLE.iter().map(|s| reached(target, s).map_or("missed".into(), |n| n.to_string())).collect();
         writeln!(out, "| {target} | {} |", cells.join(" | ")).unwrap();
     }
-    out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0; relu, leaky_relu, hardswish and relu6 have kinks. There the\n\
-            weight limit decides: near a kink everything scales, so that the error times the weight limit has a floor for any number of neurons\n\
+    out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0, relu, leaky_relu, hardswish and relu6 have kinks. At a kink the\n\
+            weight limit decides: nearby everything scales, so that the error times the weight limit has a floor for any number of neurons\n\
             (below; 0.05/16 = 3e-3), and the goal is out of reach at this limit. Without it one steep neuron a kink reaches 3e-7.\n\
-            tanh and sigmoid are bounded: a slope over [−8, 8] is a difference of wide neurons, and what Σ|out| allows decides; relu2 has no\n\
-            asymptote that the smooth targets share. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
+            tanh and sigmoid as sources are bounded: a slope over [−8, 8] is a difference of wide neurons, and what Σ|out| allows decides. Stacks of relu2\n\
+            are piecewise quadratics, whose error falls with the cube of the number of pieces at best. Below 1e-8 the search, not the number of neurons,\n\
+            decides. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
             weights with |out| ≤ 100 for the inner weights found, which leaves other inner weights open.\n";
     if !floors.is_empty() {
         out += "\n## Floors\n\nNo stack of any number of neurons with |weight| ≤ W and Σ|out| ≤ A, whatever its biases and constant, is closer on [−24, 24]: proved by branch and\n\
