@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench tradeoff` prints a line for each pair and writes `tradeoff.csv`, `tradeoff.md` and the figures to
 //! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. Pairs that are done stand in
-//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew). `-- --test` runs a few cells and
+//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew; `-- --no-floors` leaves out the
+//! floors, which take minutes). `-- --test` runs a few cells and
 //! writes nothing.
 //!
 //! Pairs run side by side, each on one thread, whose time is what is reported.
@@ -295,8 +296,10 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)
     write!(out, "\n## The goal: {bound:e} with at most {most} neurons and Σ|out| ≤ {MAX_TOTAL}\n\nFewest neurons of the table that reach it.\n\n").unwrap();
     write!(out, "| | {} |\n|---|{}\n", ABLE.join(" | "), "---|".repeat(ABLE.len())).unwrap();
     for target in TARGETS {
-        let cells: Vec<String> =
-            ABLE.iter().map(|s| reached(target, s).map_or("missed".into(), |n| n.to_string())).collect();
+        let cells: Vec<String> = ABLE
+            .iter()
+            .map(|s| reached(target, s).map_or(if *s == target { "" } else { "missed" }.into(), |n| n.to_string()))
+            .collect();
         writeln!(out, "| {target} | {} |", cells.join(" | ")).unwrap();
     }
     out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0, relu, leaky_relu, hardswish and relu6 have kinks. At a kink the\n\
@@ -306,7 +309,10 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)
             are piecewise quadratics, whose error falls with the cube of the number of pieces at best. Below 1e-8 the search, not the number of neurons,\n\
             decides. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
             weights with |out| ≤ 100 for the inner weights found, which leaves other inner weights open.\n";
-    if !floors.is_empty() {
+    if floors.is_empty() {
+        out += "\n## Floors\n\nNot part of this run. `tests/lower.rs` proves some: relu from silu with |weight| ≤ 1 and Σ|out| ≤ 10 has at least 0.065 on all of R, whatever the number of\n\
+                neurons; under |weight| ≤ W the floor is that divided by W, at Σ|out| ≤ 10/W.\n";
+    } else {
         out += "\n## Floors\n\nNo stack of any number of neurons with |weight| ≤ W and Σ|out| ≤ A, whatever its biases and constant, is closer on [−24, 24]: proved by branch and\n\
                 bound over all (weight, bias). relu scales: under W its floor is that of W = 1, divided by W, at A·W.\n\n| target | source | W | A | floor |\n|---|---|---|---|---|\n";
         for (target, source, family, bound) in floors {
@@ -444,7 +450,7 @@ fn main() {
         file.lock().unwrap().write_all(text.as_bytes()).unwrap();
     });
     let (matrix, responses): (Vec<Cell>, Vec<Cell>) = cells.into_iter().partition(|c| c.part == "matrix");
-    let floors = floors();
+    let floors = if has("--no-floors") { Vec::new() } else { floors() };
     let dir = after("--into").map_or(target_dir, PathBuf::from);
     let machine = after("--machine").unwrap_or_else(|| {
         format!("{} cores, {}", std::thread::available_parallelism().map_or(1, |n| n.get()), std::env::consts::ARCH)
