@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench tradeoff` prints a line for each pair and writes `tradeoff.csv`, `tradeoff.md` and the figures to
 //! `target/tradeoff`, or to `DIR` with `-- --into DIR`; `-- --most N` stops at N neurons. Pairs that are done stand in
-//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew). `-- --test` runs a few cells and
+//! `target/tradeoff/rows.csv`, from where an interrupted run goes on (`-- --fresh` begins anew; `-- --no-floors` leaves out the
+//! floors, which take minutes). `-- --test` runs a few cells and
 //! writes nothing.
 //!
 //! Pairs run side by side, each on one thread, whose time is what is reported.
@@ -263,12 +264,24 @@ fn figure(cells: &[Cell], target: &str, max_weight: f64, sources: &[&str]) -> St
     log_plot(&format!("{target}: certified error on [−8, 8], weights ≤ {max_weight}"), "neurons", &lines).unwrap()
 }
 
+/// What the run took.
+fn hours(matrix: &[Cell], responses: &[Cell]) -> String {
+    let of = |cells: &[Cell]| -> f64 {
+        let rows = cells.iter().map(|c| ((&c.target, &c.source, c.max_weight.to_bits()), c.seconds));
+        rows.collect::<BTreeMap<_, _>>().into_values().sum()
+    };
+    let (m, r) = (of(matrix) / 60.0, of(responses) / 60.0);
+    format!("The searches took {m:.1} minutes of one thread for the matrix and {r:.1} for the responses below.\n")
+}
+
 fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)], machine: &str) -> String {
     let mut out = format!(
         "# Error against neurons\n\nWritten by `cargo bench --bench tradeoff` ({machine}). Certified errors on [−8, 8] of plain stacks in f64 with an output\n\
          constant, inner weights at most {MAX_WEIGHT} and Σ|out| at most {MAX_TOTAL} for fits. *exact*: proved as an identity of the numbers before rounding. All\n\
-         cells, with lower bounds, weights and times: [tradeoff.csv](tradeoff.csv).\n"
+         cells, with lower bounds, weights, alternations and times (of one thread, for all numbers of neurons of a pair together):\n\
+         [tradeoff.csv](tradeoff.csv). Against what people would use instead: [peers.md](peers.md).\n"
     );
+    out += &hours(matrix, responses);
     for n in [4, 8] {
         write!(out, "\n## {n} neurons (targets down, sources across)\n\n{}", table(matrix, n)).unwrap();
     }
@@ -283,17 +296,23 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[(&str, &str, Family, f64)
     write!(out, "\n## The goal: {bound:e} with at most {most} neurons and Σ|out| ≤ {MAX_TOTAL}\n\nFewest neurons of the table that reach it.\n\n").unwrap();
     write!(out, "| | {} |\n|---|{}\n", ABLE.join(" | "), "---|".repeat(ABLE.len())).unwrap();
     for target in TARGETS {
-        let cells: Vec<String> =
-            ABLE.iter().map(|s| reached(target, s).map_or("missed".into(), |n| n.to_string())).collect();
+        let cells: Vec<String> = ABLE
+            .iter()
+            .map(|s| reached(target, s).map_or(if *s == target { "" } else { "missed" }.into(), |n| n.to_string()))
+            .collect();
         writeln!(out, "| {target} | {} |", cells.join(" | ")).unwrap();
     }
-    out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0; relu, leaky_relu, hardswish and relu6 have kinks. There the\n\
-            weight limit decides: near a kink everything scales, so that the error times the weight limit has a floor for any number of neurons\n\
+    out += "\nThe first eight rows are smooth. elu has a jump in its second derivative at 0, relu, leaky_relu, hardswish and relu6 have kinks. At a kink the\n\
+            weight limit decides: nearby everything scales, so that the error times the weight limit has a floor for any number of neurons\n\
             (below; 0.05/16 = 3e-3), and the goal is out of reach at this limit. Without it one steep neuron a kink reaches 3e-7.\n\
-            tanh and sigmoid are bounded: a slope over [−8, 8] is a difference of wide neurons, and what Σ|out| allows decides; relu2 has no\n\
-            asymptote that the smooth targets share. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
+            tanh and sigmoid as sources are bounded: a slope over [−8, 8] is a difference of wide neurons, and what Σ|out| allows decides. Stacks of relu2\n\
+            are piecewise quadratics, whose error falls with the cube of the number of pieces at best. Below 1e-8 the search, not the number of neurons,\n\
+            decides. Lower bounds in the CSV are proved: for relu over all polylines with as many kinks; otherwise over all outer\n\
             weights with |out| ≤ 100 for the inner weights found, which leaves other inner weights open.\n";
-    if !floors.is_empty() {
+    if floors.is_empty() {
+        out += "\n## Floors\n\nNot part of this run. `tests/lower.rs` proves some: relu from silu with |weight| ≤ 1 and Σ|out| ≤ 10 has at least 0.065 on all of R, whatever the number of\n\
+                neurons; under |weight| ≤ W the floor is that divided by W, at Σ|out| ≤ 10/W.\n";
+    } else {
         out += "\n## Floors\n\nNo stack of any number of neurons with |weight| ≤ W and Σ|out| ≤ A, whatever its biases and constant, is closer on [−24, 24]: proved by branch and\n\
                 bound over all (weight, bias). relu scales: under W its floor is that of W = 1, divided by W, at A·W.\n\n| target | source | W | A | floor |\n|---|---|---|---|---|\n";
         for (target, source, family, bound) in floors {
@@ -431,7 +450,7 @@ fn main() {
         file.lock().unwrap().write_all(text.as_bytes()).unwrap();
     });
     let (matrix, responses): (Vec<Cell>, Vec<Cell>) = cells.into_iter().partition(|c| c.part == "matrix");
-    let floors = floors();
+    let floors = if has("--no-floors") { Vec::new() } else { floors() };
     let dir = after("--into").map_or(target_dir, PathBuf::from);
     let machine = after("--machine").unwrap_or_else(|| {
         format!("{} cores, {}", std::thread::available_parallelism().map_or(1, |n| n.get()), std::env::consts::ARCH)

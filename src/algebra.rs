@@ -69,6 +69,9 @@ impl Poly {
         Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
     }
     fn scale(&self, k: &Rational) -> Poly {
+        if k.is_one() {
+            return self.clone();
+        }
         Poly::new(self.0.iter().map(|c| c * k).collect())
     }
     fn mul(&self, o: &Poly) -> Poly {
@@ -145,8 +148,13 @@ impl Normal {
 
     /// Multiple.
     #[must_use]
-    pub fn scale(self, k: &Rational) -> Normal {
-        self.times(&Poly::constant(k.clone()))
+    pub fn scale(mut self, k: &Rational) -> Normal {
+        if k.is_zero() {
+            return Normal::default();
+        }
+        self.poly = self.poly.scale(k);
+        self.terms.values_mut().for_each(|c| *c = c.scale(k));
+        self
     }
 
     /// Product with a polynomial.
@@ -226,9 +234,11 @@ impl Normal {
         out
     }
 
-    /// Where the atoms' arguments change sign.
-    pub fn centres(&self) -> impl Iterator<Item = Rational> + '_ {
-        self.terms.keys().filter(|t| !t.a.is_zero()).map(|t| -(&t.b / &t.a))
+    /// Where the atoms' arguments change sign, to a float, and how far from there they change by 1.
+    pub fn centres(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        let float = |x: &Rational| Number::from(x.clone()).to_f64();
+        let of = move |t: &Atom| (-(float(&t.b) / float(&t.a)), float(&t.a).abs().recip());
+        self.terms.keys().filter(|t| !t.a.is_zero()).map(of).filter(|(c, w)| c.is_finite() && w.is_finite())
     }
 
     /// The exact value at a rational point, if every atom that contributes has a rational value there.

@@ -30,16 +30,20 @@ use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
-use crate::piecewise::{Form, Piece, Program, Region, cut, quadratic_supremum, resolve};
+use crate::piecewise::{Form, Piece, Program, Region, Term, cut, jet_of, quadratic_supremum, resolve, value_of};
 use crate::rational::Rational;
 use crate::stack::{IdealStack, Stack};
 
 /// Branch and bound stops when the upper bound is within this factor of a value that is attained.
 const RELATIVE_GAP: f64 = 2e-7;
+/// The same for targets with jumps.
+const BANDED_GAP: f64 = 1e-5;
 /// The same for errors at rounding level, which converge more slowly: still inside a tightness of 1.001.
 const ROUNDING_GAP: f64 = 3e-4;
 /// … or after this many boxes: the bound is then valid but wider.
 const MAX_BOXES: usize = 400_000;
+/// Boxes first end at this argument of an atom on either side of 0: e^−40 ≈ 4e−18.
+const KNEE: f64 = 40.0;
 /// Beyond this argument an atom counts as a remainder; e^−60 ≈ 9e−27.
 const TAIL_ARGUMENT: f64 = 60.0;
 /// The same for atoms that vanish like 1/u.
@@ -387,17 +391,22 @@ impl<'a> Problem<'a> {
                 parts.leak_seen = true;
             }
         }
-        let leak = parts.leak_seen.then(|| supremum(&parts.leak, eta).max(tail_leak));
-        let outside = supremum(&parts.outside, eta).max(tail_outside).max(leak.unwrap_or(0.0));
+        // Bands are wide beside what a sixth digit says.
+        let gap = if banded { BANDED_GAP } else { RELATIVE_GAP };
+        let supremum = |stretches: &[Stretch], floor: f64| supremum(stretches, eta, floor, gap);
+        let leak = parts.leak_seen.then(|| supremum(&parts.leak, 0.0).max(tail_leak));
+        let outside = supremum(&parts.outside, tail_outside.max(leak.unwrap_or(0.0)));
         let delta = Number::from(self.delta.clone()).to_f64();
         let nil = Status::Within;
         let figures = if banded {
-            let overshoot = supremum(&parts.bands, eta);
-            let hull = supremum(&parts.hull, eta).max(tail_hull).min(outside);
+            let overshoot = supremum(&parts.bands, 0.0);
+            let ends = supremum(&parts.ends, overshoot);
+            // What is below the overshoot anyway is not worth a search of its own.
+            let hull = supremum(&parts.hull, ends.max(tail_hull.min(outside))).min(outside);
             Figures {
                 status: nil,
                 delta,
-                epsilon: hull.max(overshoot).max(supremum(&parts.ends, eta)),
+                epsilon: hull.max(ends),
                 eta,
                 epsilon_outside: Some(outside),
                 overshoot: Some(overshoot),
@@ -561,21 +570,30 @@ impl<'a> Problem<'a> {
         ZeroSet { runs, lo, hi }
     }
 
+    /// Does `candidate` differ from the target left of its first knot and off the bands? False where that takes a closer look.
+    fn differs_on_the_left(&self, candidate: &Expr) -> Result<bool> {
+        let first = &self.target_pieces[0];
+        let edge = match (&first.hi, self.jumps.first()) {
+            (Some(hi), Some(jump)) => Some(hi.clone().min(jump - &self.delta)),
+            (hi, _) => hi.clone(),
+        };
+        if first.lo.as_ref().zip(edge.as_ref()).is_some_and(|(lo, hi)| lo >= hi) {
+            return Ok(false);
+        }
+        let mut knots = Vec::new();
+        let form = resolve(candidate, Region::Open(first.lo.as_ref(), edge.as_ref()), &mut knots)?;
+        Ok(knots.is_empty() && !form.minus(first.forms[0].clone()).is_zero())
+    }
+
     /// Is `candidate` equal to the target, as an identity of normal forms?
     fn exactness(&self, target: &Expr, candidate: &Expr) -> Result<Exactness> {
+        if self.differs_on_the_left(candidate)? {
+            return Ok(Exactness::None);
+        }
         let (lo, hi) = self.domain.ends();
         let edges: Vec<Rational> = self.jumps.iter().flat_map(|j| [j - &self.delta, j + &self.delta]).collect();
         let (pieces, _) = cut(&[candidate, target], lo.as_ref(), hi.as_ref(), &edges)?;
         let mut result = Exactness::Everywhere;
-        for at in if has_conditional(target) { self.knots() } else { Vec::new() } {
-            let [value, wanted] = [candidate, target].map(|e| resolve(e, Region::Point(&at), &mut Vec::new()));
-            if !vanishes_at(&value?.minus(wanted?), &at) {
-                if !self.in_band(&at) {
-                    return Ok(Exactness::None);
-                }
-                result = Exactness::OutsideBands;
-            }
-        }
         for piece in pieces {
             let [a, b] = &piece.forms[..] else { unreachable!("two expressions were cut") };
             if a.clone().minus(b.clone()).is_zero() {
@@ -758,8 +776,8 @@ struct Parts {
     leak_seen: bool,
 }
 
-/// Upper bound of max(0, sup over the stretches of max(min_upper F, min_lower −F) − η|z|).
-fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
+/// Upper bound of max(`floor`, sup over the stretches of max(min_upper F, min_lower −F) − η|z|), floor ≥ 0.
+fn supremum(stretches: &[Stretch], eta: f64, floor: f64, gap: f64) -> f64 {
     let tilted: Vec<Stretch>;
     let stretches = if eta == 0.0 {
         stretches
@@ -767,7 +785,7 @@ fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
         tilted = stretches.iter().flat_map(|s| s.tilted(eta)).collect();
         &tilted
     };
-    let mut search = Search { best: 0.0, exact: 0.0, heap: BinaryHeap::new(), sections: Vec::new(), gap: RELATIVE_GAP };
+    let mut search = Search { best: 0.0, exact: floor, heap: BinaryHeap::new(), sections: Vec::new(), gap };
     for s in stretches {
         let (up_done, down_done) = search.exact_side(s);
         if !(up_done && down_done) {
@@ -780,6 +798,25 @@ fn supremum(stretches: &[Stretch], eta: f64) -> f64 {
 /// Programs that share one smooth piece.
 struct Section {
     programs: Vec<(Program, bool, bool)>,
+    /// have all the same terms?
+    common: bool,
+}
+
+impl Section {
+    fn new(programs: Vec<(Program, bool, bool)>) -> Section {
+        let common = Program::common(programs.iter().map(|p| &p.0)).is_some();
+        Section { programs, common }
+    }
+
+    fn terms(&self) -> Option<&[Term]> {
+        if self.common { Program::common(self.programs.iter().take(1).map(|p| &p.0)) } else { None }
+    }
+
+    fn values(&self, z: Interval) -> Vec<Interval> {
+        let terms = self.terms().map(|t| value_of(t, z));
+        let value = |p: &Program| terms.map_or_else(|| p.value(z), |t| p.value_with(t, z));
+        self.programs.iter().map(|p| value(&p.0)).collect()
+    }
 }
 
 struct Box1 {
@@ -813,7 +850,7 @@ impl Ord for Box1 {
 struct Search {
     /// A value that is attained (up to the enclosure of a point).
     best: f64,
-    /// Supremum of what exact arithmetic has settled.
+    /// Supremum of what exact arithmetic has settled, and of what is known from elsewhere.
     exact: f64,
     heap: BinaryHeap<Box1>,
     sections: Vec<Section>,
@@ -849,36 +886,45 @@ impl Search {
 
     fn add(&mut self, s: &Stretch, up: bool, down: bool) {
         // Where an atom's argument changes sign its orientation changes: cut there too.
-        let mut cuts = Vec::new();
-        s.candidates.iter().for_each(|c| c.form.centres(&mut cuts));
-        cuts.retain(|z| s.lo < *z && *z < s.hi);
-        cuts.sort();
+        let mut centres = Vec::new();
+        s.candidates.iter().for_each(|c| c.form.centres(&mut centres));
+        centres.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (lo, hi) = (enclose(&s.lo).lo(), enclose(&s.hi).hi());
+        let mut cuts: Vec<f64> = centres.iter().map(|c| c.0).filter(|z| lo < *z && *z < hi).collect();
         // Between centres that all but coincide the orientations would disagree, for nothing.
-        cuts.dedup_by(|next, last| {
-            let (next, last) = (enclose(next).hi(), enclose(last).lo());
-            next - last <= 1e-9 * next.abs().max(last.abs()).max(1e-9)
-        });
-        cuts.insert(0, s.lo.clone());
-        cuts.push(s.hi.clone());
+        cuts.dedup_by(|next, last| *next - *last <= 1e-9 * next.abs().max(last.abs()).max(1e-9));
+        cuts.insert(0, lo);
+        cuts.push(hi);
+        // Boxes end where knees do: bisection would need a step for each factor 2 between a knee and the domain.
+        let edges = centres.iter().flat_map(|(c, w)| [c - KNEE * w, c + KNEE * w]);
+        let mut edges: Vec<f64> = edges.filter(|z| lo < *z && *z < hi).chain(cuts.iter().copied()).collect();
+        edges.sort_by(f64::total_cmp);
+        edges.dedup();
         for ends in cuts.windows(2) {
-            let middle = (&ends[0] + &ends[1]) / Rational::from(2);
+            let middle = Rational::from_float(0.5 * ends[0] + 0.5 * ends[1]).unwrap_or_default();
             let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
             let programs: Vec<_> =
                 candidates.map(|c| (Program::new(&c.form, &middle), c.upper && up, c.lower && down)).collect();
             if programs.iter().any(|(p, _, _)| p.is_rounding()) {
                 self.gap = ROUNDING_GAP;
             }
-            self.sections.push(Section { programs });
+            self.sections.push(Section::new(programs));
             let section = self.sections.len() - 1;
-            let (l, r) = (enclose(&ends[0]).lo(), enclose(&ends[1]).hi());
-            let (at_l, at_r) = (self.values(section, l), self.values(section, r));
-            self.push(section, l, r, at_l, at_r);
+            let inside = edges.iter().copied().filter(|z| ends[0] <= *z && *z <= ends[1]);
+            let mut values = inside.map(|z| (z, self.values(section, z))).collect::<Vec<_>>().into_iter();
+            let Some(mut last) = values.next() else { unreachable!("the ends are among the edges") };
+            if ends[0] == ends[1] {
+                self.push(section, last.0, last.0, last.1.clone(), last.1.clone());
+            }
+            for next in values {
+                self.push(section, last.0, next.0, last.1, next.1.clone());
+                last = next;
+            }
         }
     }
 
     fn values(&mut self, section: usize, z: f64) -> Vec<Interval> {
-        let values: Vec<Interval> =
-            self.sections[section].programs.iter().map(|(p, _, _)| p.value(Interval::point(z))).collect();
+        let values = self.sections[section].values(Interval::point(z));
         // What is attained here: the least over the candidates, per side.
         let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
         for ((_, u, d), v) in self.sections[section].programs.iter().zip(&values) {
@@ -901,17 +947,25 @@ impl Search {
         let z = Interval::new(l, r);
         let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
         let (mut wanted_up, mut wanted_down) = (false, false);
-        for (k, (program, u, d)) in self.sections[section].programs.iter().enumerate() {
+        let goal = self.best.max(self.exact);
+        let section_of = &self.sections[section];
+        let terms = section_of.terms().map(|t| jet_of(t, z));
+        for (k, (program, u, d)) in section_of.programs.iter().enumerate() {
+            // One member of the hull that settles a side is enough.
+            let (u, d) = (*u && !(up <= goal), *d && !(down <= goal));
+            if !u && !d {
+                continue;
+            }
             let (ends_hi, ends_lo) = (at_l[k].hi().max(at_r[k].hi()), at_l[k].lo().min(at_r[k].lo()));
-            let jet = program.jet(z);
-            wanted_up |= *u;
-            wanted_down |= *d;
+            let jet = terms.map_or_else(|| program.jet(z), |t| program.jet_with(t, z));
+            wanted_up |= u;
+            wanted_down |= d;
             let (rise, fall) = excess(z, jet);
-            if *u {
+            if u {
                 let lipschitz = lipschitz_bound(z, jet, at_l[k].hi(), at_r[k].hi());
                 up = up.min((Interval::point(ends_hi) + rise).hi().min(lipschitz).min(jet.v.hi()).max(ends_hi));
             }
-            if *d {
+            if d {
                 let lipschitz = lipschitz_bound(z, jet, -at_l[k].lo(), -at_r[k].lo());
                 down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
             }

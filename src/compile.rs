@@ -6,6 +6,7 @@ mod two_layers;
 use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
+use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::block::Block;
@@ -616,54 +617,63 @@ fn lower(
     d: usize,
 ) -> Result<(Block, Vec<ResponseClaim>)> {
     let round = |x: f64| options.format.round(x);
-    let h: usize = solutions.iter().map(|s| s.stack.neurons.len()).sum();
     let gated = options.form == Form::Gated;
-    let mut gate = DMatrix::zeros(h, d);
-    let mut gate_bias = DVector::zeros(h);
-    let mut up = DMatrix::zeros(if gated { h } else { 0 }, d);
-    let mut up_bias = DVector::zeros(if gated { h } else { 0 });
-    let mut down = DMatrix::zeros(d, h);
-    let mut constant = vec![0.0; d];
-    let mut claims = Vec::with_capacity(parts.len());
     let zero = PreActivation { w: vec![0.0; d], b: 0.0 };
-    let mut unit = 0;
-    for (part, solution) in parts.iter().zip(solutions) {
-        let pre = part.response.pre_activations.get(part.index).unwrap_or(&zero);
+    // Rows are rounded once, from the numbers before rounding where there are such.
+    let nominal: Vec<Stack<f64>> = solutions
+        .par_iter()
+        .map(|s| match &s.ideal {
+            Some(ideal) => ideal.try_map(|x| Ok::<f64, Error>(x.to_f64())),
+            None => Ok(s.stack.clone()),
+        })
+        .collect::<Result<_>>()?;
+    let pres: Vec<&PreActivation> =
+        parts.iter().map(|p| p.response.pre_activations.get(p.index).unwrap_or(&zero)).collect();
+    let all = || parts.iter().zip(&pres).zip(&nominal);
+    let units: Vec<(&Neuron<f64>, &PreActivation, &[f64])> = all()
+        .flat_map(|((part, pre), stack)| stack.neurons.iter().map(|n| (n, *pre, &part.response.write[..])))
+        .collect();
+    let h = units.len();
+    let rows = |slope: &(dyn Fn(&Neuron<f64>) -> f64 + Sync)| {
+        by_rows(h, d, |i, from, out| {
+            let (n, pre, _) = units[i];
+            let slope = slope(n);
+            out.iter_mut().zip(&pre.w[from..]).for_each(|(x, w)| *x = round(slope * w));
+        })
+    };
+    let gate = rows(&|n| n.weight);
+    let gate_bias =
+        DVector::from_iterator(h, units.iter().map(|(n, p, _)| options.round_bias(n.weight * p.b + n.bias)));
+    let (slope, offset) = (|n: &Neuron<f64>| n.up.map_or(0.0, |u| u.0), |n: &Neuron<f64>| n.up.map_or(0.0, |u| u.1));
+    let up = if gated { rows(&slope) } else { DMatrix::zeros(0, d) };
+    let up_bias = units.iter().map(|(n, p, _)| options.round_bias(slope(n) * p.b + offset(n)));
+    let up_bias = DVector::from_vec(if gated { up_bias.collect() } else { Vec::new() });
+    let mut down = DMatrix::zeros(d, h);
+    down.as_mut_slice().par_chunks_mut(d).zip(&units).for_each(|(column, (n, _, v))| {
+        column.iter_mut().zip(*v).for_each(|(y, x)| *y = round(n.out * x));
+    });
+    let mut constant = vec![0.0; d];
+    for ((part, _), stack) in all().filter(|(_, s)| s.constant != 0.0) {
+        constant.iter_mut().zip(&part.response.write).for_each(|(c, x)| *c += stack.constant * x);
+    }
+    let firsts = nominal.iter().scan(0, |next, s| {
+        let first = *next;
+        *next += s.neurons.len();
+        Some(first)
+    });
+    let firsts: Vec<usize> = firsts.collect();
+    let claim = |k: usize| {
+        let (part, pre, stack, solution) = (&parts[k], pres[k], &nominal[k], &solutions[k]);
         let v = &part.response.write;
-        // Rows are rounded once, from the numbers before rounding where there are such.
-        let nominal: Stack<f64> = match &solution.ideal {
-            Some(ideal) => ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?,
-            None => solution.stack.clone(),
+        let units = firsts[k]..firsts[k] + stack.neurons.len();
+        let neuron = |(unit, n): (usize, &Neuron<f64>)| Neuron {
+            weight: n.weight,
+            bias: gate_bias[unit] - n.weight * pre.b,
+            out: coefficient(down.column(unit).as_slice(), v, n.out),
+            up: n.up.map(|(p, _)| (p, up_bias[unit] - p * pre.b)),
         };
-        let first = unit;
-        let mut neurons = Vec::with_capacity(nominal.neurons.len());
-        for n in &nominal.neurons {
-            for (k, w) in pre.w.iter().enumerate() {
-                gate[(unit, k)] = round(n.weight * w);
-            }
-            gate_bias[unit] = options.round_bias(n.weight * pre.b + n.bias);
-            if let Some((p, q)) = n.up {
-                for (k, w) in pre.w.iter().enumerate() {
-                    up[(unit, k)] = round(p * w);
-                }
-                up_bias[unit] = options.round_bias(p * pre.b + q);
-            }
-            for (k, x) in v.iter().enumerate() {
-                down[(k, unit)] = round(n.out * x);
-            }
-            let column = || down.column(unit).iter().copied().collect::<Vec<f64>>();
-            neurons.push(Neuron {
-                weight: n.weight,
-                bias: gate_bias[unit] - n.weight * pre.b,
-                out: coefficient(&column(), v, n.out),
-                up: n.up.map(|(p, _)| (p, up_bias[unit] - p * pre.b)),
-            });
-            unit += 1;
-        }
-        for (c, x) in constant.iter_mut().zip(v) {
-            *c += nominal.constant * x;
-        }
-        claims.push(ResponseClaim {
+        let neurons = units.clone().zip(&stack.neurons).map(neuron).collect();
+        ResponseClaim {
             name: part.response.name.clone(),
             target: part.target.clone(),
             w: pre.w.clone(),
@@ -672,11 +682,12 @@ fn lower(
             domain: part.response.domain,
             delta: solution.certificate.delta(),
             tolerance: options.budget.tolerance,
-            units: first..unit,
-            stack: Stack { source: options.source.clone(), constant: nominal.constant, neurons },
+            units,
+            stack: Stack { source: options.source.clone(), constant: stack.constant, neurons },
             ideal: solution.ideal.clone(),
-        });
-    }
+        }
+    };
+    let claims = (0..parts.len()).into_par_iter().map(claim).collect();
     let down_bias = DVector::from_iterator(d, constant.into_iter().map(|x| options.round_bias(x)));
     let finite = |name: &str, ok: bool| {
         if ok {
@@ -686,9 +697,12 @@ fn lower(
                 .help("choose a wider number format, or a smaller weight limit"))
         }
     };
-    finite("a row of gate_proj", gate.iter().chain(gate_bias.iter()).all(|x| x.is_finite()))?;
-    finite("a row of up_proj", up.iter().chain(up_bias.iter()).all(|x| x.is_finite()))?;
-    finite("down_proj", down.iter().chain(down_bias.iter()).all(|x| x.is_finite()))?;
+    let all_finite = |m: &DMatrix<f64>, b: &DVector<f64>| {
+        m.as_slice().par_iter().all(|x| x.is_finite()) && b.iter().all(|x| x.is_finite())
+    };
+    finite("a row of gate_proj", all_finite(&gate, &gate_bias))?;
+    finite("a row of up_proj", all_finite(&up, &up_bias))?;
+    finite("down_proj", all_finite(&down, &down_bias))?;
     let biased = |v: DVector<f64>, name: &str| {
         if options.biases {
             Ok(Some(v))
@@ -715,6 +729,26 @@ fn lower(
     Ok((block, claims))
 }
 
+/// A matrix from its rows: `fill(i, from, out)` writes row i from column `from` on. Columns are what lies together in memory, so
+/// threads take a few columns each, of all rows.
+fn by_rows(rows: usize, columns: usize, fill: impl Fn(usize, usize, &mut [f64]) + Sync) -> DMatrix<f64> {
+    /// Columns at a time: a cache line of each row.
+    const TOGETHER: usize = 8;
+    let mut m = DMatrix::zeros(rows, columns);
+    if rows > 0 {
+        let least = 1 + (1 << 16) / (TOGETHER * rows);
+        m.as_mut_slice().par_chunks_mut(TOGETHER * rows).with_min_len(least).enumerate().for_each(|(k, part)| {
+            let mut some = [0.0; TOGETHER];
+            let some = &mut some[..part.len() / rows];
+            for i in 0..rows {
+                fill(i, k * TOGETHER, some);
+                some.iter().enumerate().for_each(|(c, x)| part[c * rows + i] = *x);
+            }
+        });
+    }
+    m
+}
+
 /// The multiple of v that is nearest to a rounded column.
 fn coefficient(column: &[f64], v: &[f64], nominal: f64) -> f64 {
     let exact = column.iter().zip(v).all(|(y, x)| *y == nominal * x);
@@ -729,28 +763,28 @@ fn describe<'a>(
     proofs: &[ResponseProof],
     free: usize,
 ) -> Vec<ResponseFile> {
-    let described =
-        claims.zip(origins).zip(proofs).enumerate().map(|(k, ((c, (expression, index)), p))| ResponseFile {
-            name: c.name.clone(),
-            carried: k >= free,
-            expression: expression.clone(),
-            pre_activation: *index,
-            target: c.target.clone(),
-            w: Array::new(&c.w),
-            b: c.b,
-            v: Array::new(&c.v),
-            domain: c.domain.into(),
-            tolerance: c.tolerance,
-            first_unit: c.units.start,
-            constant: c.stack.constant,
-            neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
-            // The numbers before rounding prove exactness, and nothing else.
-            ideal: c.ideal.as_ref().filter(|_| p.figures().status.is_exact()).map(|i| IdealFile {
-                constant: i.constant.clone(),
-                neurons: i.neurons.iter().map(NeuronFile::new).collect(),
-            }),
-            certificate: p.figures().clone(),
-            rounding: p.rounding.clone(),
-        });
+    let all: Vec<_> = claims.zip(origins).zip(proofs).enumerate().collect();
+    let described = all.into_par_iter().map(|(k, ((c, (expression, index)), p))| ResponseFile {
+        name: c.name.clone(),
+        carried: k >= free,
+        expression: expression.clone(),
+        pre_activation: *index,
+        target: c.target.clone(),
+        w: Array::new(&c.w),
+        b: c.b,
+        v: Array::new(&c.v),
+        domain: c.domain.into(),
+        tolerance: c.tolerance,
+        first_unit: c.units.start,
+        constant: c.stack.constant,
+        neurons: c.stack.neurons.iter().map(NeuronFile::new).collect(),
+        // The numbers before rounding prove exactness, and nothing else.
+        ideal: c.ideal.as_ref().filter(|_| p.figures().status.is_exact()).map(|i| IdealFile {
+            constant: i.constant.clone(),
+            neurons: i.neurons.iter().map(NeuronFile::new).collect(),
+        }),
+        certificate: p.figures().clone(),
+        rounding: p.rounding.clone(),
+    });
     described.collect()
 }

@@ -289,8 +289,23 @@ pub(crate) fn upper(x: Interval) -> f64 {
 }
 
 /// Upper bound of the norm of a vector given by enclosures.
+///
+/// Of s, the sum of n squares in floating point, u = 2^−53: each square is off by a factor 1 ± u and by 2^−1075 where it
+/// underflows, each of the n additions of what is ≥ 0 by a factor 1 ± u. So the exact sum is at most
+/// (s + n·2^−1074)/(1 − u)^(n + 1), and 1/(1 − u)^(n + 1) ≤ 1 + 2(n + 1)u while (n + 1)u ≤ 1/2.
 pub(crate) fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
-    upper(v.fold(Interval::ZERO, |sum, x| sum + x.sqr()).sqrt())
+    let (mut s, mut n, mut largest) = (0.0f64, 0u32, 0.0f64);
+    for x in v {
+        let size = x.mag();
+        s += size * size;
+        largest = largest.max(size);
+        n += 1;
+    }
+    if largest == 0.0 {
+        return 0.0;
+    }
+    let rounding = point(1.0) + point(f64::EPSILON) * point(f64::from(n) + 1.0);
+    upper(((point(s) + point(f64::from(n)) * point(2f64.powi(-1074))) * rounding).sqrt())
 }
 
 fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading: &Reading) -> Result<ResponseProof> {
@@ -345,11 +360,15 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         }
         _ => vec![0.0; c.v.len()],
     };
+    let tilted: Vec<Interval> = c.v.iter().zip(&tilt).map(|(v, k)| point(*v) + point(*k)).collect();
     for (k, n) in c.stack.neurons.iter().enumerate() {
         let unit = c.units.start + k;
         let row = |m: &nalgebra::DMatrix<f64>, bias: Option<f64>, slope: f64, offset: f64| -> f64 {
             let g = m.row(unit).iter().map(|g| point(*g)).collect::<Vec<_>>();
-            let rest = g.iter().zip(&shifted).map(|(g, w)| *g - point(slope) * *w).collect::<Vec<_>>();
+            let rest = match slope {
+                0.0 => g.clone(),
+                _ => g.iter().zip(&shifted).map(|(g, w)| *g - point(slope) * *w).collect::<Vec<_>>(),
+            };
             let bias = bias.unwrap_or(0.0);
             let s = point(bias) - point(slope) * point(c.b) - point(offset);
             let own = reading.of_constants(&rest) + reading.of_bias(&g, bias, block.format);
@@ -373,7 +392,7 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         let second = times((point(value) + times(slope, e)).hi(), f);
         epsilon_rows = epsilon_rows + times(n.out.abs(), (first + second).hi());
         let hidden = times(value, (point(up) + point(f)).hi());
-        let kappa = column_rest(block.down.column(unit), n.out, &c.v, &tilt);
+        let kappa = column_rest(block.down.column(unit), n.out, &tilted);
         spread = spread + times(hidden.hi(), kappa);
     }
     let epsilon_rows = upper(epsilon_rows);
@@ -401,8 +420,8 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
 }
 
 /// Upper bound of ‖ŷ − a(v + k)‖.
-fn column_rest(column: DVectorView<'_, f64>, out: f64, v: &[f64], tilt: &[f64]) -> f64 {
-    norm_of(column.iter().zip(v).zip(tilt).map(|((y, v), k)| point(*y) - point(out) * (point(*v) + point(*k))))
+fn column_rest(column: DVectorView<'_, f64>, out: f64, tilted: &[Interval]) -> f64 {
+    norm_of(column.iter().zip(tilted).map(|(y, v)| point(*y) - point(out) * *v))
 }
 
 pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof], reading: &Reading) -> Total {
@@ -432,6 +451,25 @@ impl ResponseProof {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn norms_are_bounded_from_above_and_closely() {
+        use crate::rational::Rational;
+        let exact = |x: f64| Rational::from_float(x).unwrap();
+        let square = |x: f64| exact(x) * exact(x);
+        let long: Vec<f64> = (0..1000).map(|k| (f64::from(k) * 0.7).sin() * 2f64.powi(k % 40 - 20)).collect();
+        for v in [vec![3.0, -4.0], vec![0.1; 7], vec![1e-200, 2e-200], vec![5e-324], long] {
+            let bound = norm_of(v.iter().map(|x| point(*x)));
+            let sum: Rational = v.iter().map(|x| square(*x)).sum();
+            assert!(square(bound) >= sum, "{v:?}: {bound}");
+            // n + 1 roundings of half an ulp; where squares underflow the root of n·2^−1074, which rounding up may double.
+            let slack = 1.0 + (v.len() as f64 + 4.0) * f64::EPSILON;
+            let floor = (v.len() as f64 * 2f64.powi(-1074)).sqrt();
+            assert!(square(bound) <= sum * square(slack) + square(2.0 * floor), "{v:?}: {bound}");
+        }
+        assert_eq!(norm_of([0.0, -0.0].map(point).into_iter()), 0.0);
+        assert_eq!(norm_of([f64::MAX, f64::MAX].map(point).into_iter()), f64::INFINITY);
+    }
 
     #[test]
     fn a_bias_costs_nothing_where_no_constants_are_read() {

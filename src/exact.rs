@@ -531,37 +531,35 @@ impl Setting<'_> {
 
 /// Stacks that equal the target (outside of ramps of the given radius around its jumps), best first.
 pub fn constructions(target: &Expr, setting: &Setting<'_>) -> Result<Vec<IdealStack>> {
+    Ok(drafts(target, setting)?.into_iter().filter_map(|d| setting.finish(d)).collect())
+}
+
+fn drafts(target: &Expr, setting: &Setting<'_>) -> Result<Vec<Draft>> {
     let canonical = Canonical::new(target, setting.domain)?;
-    let mut drafts = Vec::new();
     if let Some(p) = canonical.polynomial() {
-        drafts.extend(setting.piecewise(&p));
-    } else {
-        // Take the source's own atoms out; what is left must be a piecewise polynomial.
-        let mut units = Vec::new();
-        let mut seen: Vec<Atom> = Vec::new();
-        for (atom, c) in canonical.atoms() {
-            // ±(az + b) of one reciprocal belong to one neuron.
-            if atom.kind == Kind::Recip && seen.iter().any(|s| s.a == -&atom.a && s.b == -&atom.b) {
-                continue;
-            }
-            units.extend(setting.relatives(&atom, &c));
-            seen.push(atom);
-        }
-        if units.is_empty() {
-            return Ok(vec![]);
-        }
-        let draft = Draft { units: units.clone(), constant: Rational::zero() };
-        let unlimited = Setting { constant: true, ..setting.clone() };
-        let Some(own) = unlimited.finish(draft) else { return Ok(vec![]) };
-        let rest = Canonical::new(&target.clone().minus(own.expr()), setting.domain)?;
-        if let Some(p) = rest.polynomial() {
-            for mut d in setting.piecewise(&p) {
-                d.units.splice(0..0, units.iter().cloned());
-                drafts.push(d);
-            }
-        }
+        return Ok(setting.piecewise(&p));
     }
-    Ok(drafts.into_iter().filter_map(|d| setting.finish(d)).collect())
+    // Take the source's own atoms out; what is left must be a piecewise polynomial.
+    let mut units = Vec::new();
+    let mut seen: Vec<Atom> = Vec::new();
+    for (atom, c) in canonical.atoms() {
+        // ±(az + b) of one reciprocal belong to one neuron.
+        if atom.kind == Kind::Recip && seen.iter().any(|s| s.a == -&atom.a && s.b == -&atom.b) {
+            continue;
+        }
+        units.extend(setting.relatives(&atom, &c));
+        seen.push(atom);
+    }
+    if units.is_empty() {
+        return Ok(vec![]);
+    }
+    let draft = Draft { units: units.clone(), constant: Rational::zero() };
+    let unlimited = Setting { constant: true, ..setting.clone() };
+    let Some(own) = unlimited.finish(draft) else { return Ok(vec![]) };
+    let rest = Canonical::new(&target.clone().minus(own.expr()), setting.domain)?;
+    let mut drafts = rest.polynomial().map_or(vec![], |p| setting.piecewise(&p));
+    drafts.iter_mut().for_each(|d| d.units.splice(0..0, units.iter().cloned()).for_each(drop));
+    Ok(drafts)
 }
 
 /// The target with every kink made of a steep neuron: relu(u) ≈ σ(βu)/(β·slope). For sources that look like relu from
@@ -591,29 +589,23 @@ pub fn steep(target: &Expr, setting: &Setting<'_>, beta: &Number) -> Result<Vec<
     let slope = source.tail(crate::activation::Side::Right).asymptote[1].exact().clone();
     let left = source.tail(crate::activation::Side::Left).asymptote[0].exact().clone();
     let scale = (beta.exact() * &slope).recip();
-    let mut out = Vec::new();
-    for stack in constructions(target, &relu)? {
-        let mut draft = Draft { units: vec![], constant: stack.constant.exact().clone() };
-        for n in &stack.neurons {
-            let unit = n.out.exact() * &scale;
-            let up = n.up.as_ref().map(|(w, b)| (w.exact().clone(), b.exact().clone()));
+    let mut stacks = Vec::new();
+    for relus in drafts(target, &relu)? {
+        let mut draft = Draft { units: vec![], constant: relus.constant };
+        for n in relus.units.into_iter().filter(|n| !n.out.is_zero()) {
+            let out = n.out * &scale;
             // elu and its kin tend to a constant on the left, not to 0.
-            match &up {
-                Some((w, b)) if w.is_zero() => draft.constant -= &unit * &left * b,
-                None => draft.constant -= &unit * &left,
+            match &n.up {
+                Some((w, b)) if w.is_zero() => draft.constant -= &out * &left * b,
+                None => draft.constant -= &out * &left,
                 Some(_) if left.is_zero() => {}
-                Some(_) => return Ok(out),
+                Some(_) => return Ok(stacks),
             }
-            draft.units.push(Neuron {
-                weight: n.weight.exact() * beta.exact(),
-                bias: n.bias.exact() * beta.exact(),
-                out: unit,
-                up,
-            });
+            draft.units.push(Neuron { weight: n.weight * beta.exact(), bias: n.bias * beta.exact(), out, up: n.up });
         }
-        out.extend(setting.finish(draft));
+        stacks.extend(setting.finish(draft));
     }
-    Ok(out)
+    Ok(stacks)
 }
 
 /// Piecewise-constant targets (gated: piecewise affine) from steep sigmoids: one neuron a jump.

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use rayon::prelude::*;
+
 use crate::certify::Domain;
 use crate::compile::{Options, PreActivation, Response, Samples, Target};
 use crate::error::{At, Error, Result};
@@ -102,15 +104,16 @@ struct Read {
 
 fn read(spec: &Spec, sae: Option<&Sae>) -> Result<Vec<Read>> {
     let sources = Sources::read(spec, sae)?;
-    let mut all = Vec::new();
-    for (k, i) in spec.interventions.iter().enumerate() {
+    let one = |(k, i): (usize, &Intervention)| {
         let place = || format!("intervention {} ({})", k + 1, i.label());
         match i.subject {
-            Subject::Sae => all.extend(sources.reconstruction(spec, i).at(place)?),
-            _ => all.push(sources.response(spec, i).at(place)?),
+            Subject::Sae => sources.reconstruction(spec, i).at(place),
+            _ => Ok(vec![sources.response(spec, i).at(place)?]),
         }
-    }
-    Ok(all)
+    };
+    // In order, so that the first entry that is wrong is the one that is reported.
+    let all: Vec<Result<Vec<Read>>> = spec.interventions.par_iter().enumerate().map(one).collect();
+    Ok(all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 fn feature(subject: &Subject) -> Option<usize> {

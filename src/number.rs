@@ -95,6 +95,9 @@ impl Number {
 
 impl From<Rational> for Number {
     fn from(exact: Rational) -> Self {
+        if let Some((lo, hi, nearest)) = exact.between_floats() {
+            return Number { exact, enclosure: Interval::new(lo, hi), nearest };
+        }
         let enclosure = enclose(&exact);
         let nearest = nearest(&exact, enclosure);
         Number { exact, enclosure, nearest }

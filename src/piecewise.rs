@@ -79,8 +79,8 @@ impl Form {
         Form::Mul(Box::new(self), Box::new(o))
     }
 
-    /// Where atoms' arguments change sign.
-    pub fn centres(&self, out: &mut Vec<Rational>) {
+    /// Where atoms' arguments change sign, and how far from there they change by 1.
+    pub fn centres(&self, out: &mut Vec<(f64, f64)>) {
         match self {
             Form::Normal(n) => out.extend(n.centres()),
             Form::Add(a, b) | Form::Mul(a, b) | Form::Max(a, b) | Form::Min(a, b) => {
@@ -326,7 +326,7 @@ pub enum Program {
 }
 
 /// A polynomial times an atom: c(z)·A(az + b), or times a difference of two atoms whose arguments nearly agree.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Term {
     coefficients: Vec<Interval>,
     kind: Kind,
@@ -427,10 +427,36 @@ impl Program {
         }
     }
 
+    /// The terms of programs that differ in their polynomials only, if they do: what costs most is then evaluated once.
+    pub fn common<'p>(programs: impl Iterator<Item = &'p Program>) -> Option<&'p [Term]> {
+        let mut terms = programs.map(|p| match p {
+            Program::Sum(_, terms) => Some(&terms[..]),
+            _ => None,
+        });
+        let first = terms.next()??;
+        terms.all(|t| t == Some(first)).then_some(first)
+    }
+
+    /// [`Program::jet`] of a sum whose terms have this jet.
+    pub fn jet_with(&self, terms: Jet, z: Interval) -> Jet {
+        match self {
+            Program::Sum(poly, _) => plus(horner(poly, z), terms),
+            other => other.jet(z),
+        }
+    }
+
+    /// [`Program::value`] of a sum whose terms have this value.
+    pub fn value_with(&self, terms: Interval, z: Interval) -> Interval {
+        match self {
+            Program::Sum(poly, _) => horner_value(poly, z) + terms,
+            other => other.value(z),
+        }
+    }
+
     /// Enclosures of the value and the first two derivatives over `z`.
     pub fn jet(&self, z: Interval) -> Jet {
         match self {
-            Program::Sum(poly, terms) => terms.iter().fold(horner(poly, z), |sum, t| plus(sum, t.jet(z))),
+            Program::Sum(poly, terms) => plus(horner(poly, z), jet_of(terms, z)),
             Program::Add(a, b) => plus(a.jet(z), b.jet(z)),
             Program::Mul(a, b) => product(a.jet(z), b.jet(z)),
             Program::Max(a, b) => choose(a.jet(z), b.jet(z), 1.0),
@@ -446,13 +472,24 @@ impl Program {
     /// Enclosure of the value only.
     pub fn value(&self, z: Interval) -> Interval {
         match self {
-            Program::Sum(poly, terms) => terms.iter().fold(horner_value(poly, z), |sum, t| sum + t.value(z)),
+            Program::Sum(poly, terms) => horner_value(poly, z) + value_of(terms, z),
             Program::Add(a, b) => a.value(z) + b.value(z),
             Program::Mul(a, b) => a.value(z) * b.value(z),
             Program::Max(a, b) => a.value(z).max(b.value(z)),
             Program::Min(a, b) => a.value(z).min(b.value(z)),
         }
     }
+}
+
+/// The sum of terms: enclosures of its value and derivatives.
+pub fn jet_of(terms: &[Term], z: Interval) -> Jet {
+    let zero = Jet { v: Interval::ZERO, d1: Interval::ZERO, d2: Interval::ZERO };
+    terms.iter().fold(zero, |sum, t| plus(sum, t.jet(z)))
+}
+
+/// The same of its value only.
+pub fn value_of(terms: &[Term], z: Interval) -> Interval {
+    terms.iter().fold(Interval::ZERO, |sum, t| sum + t.value(z))
 }
 
 fn horner_value(c: &[Interval], z: Interval) -> Interval {

@@ -1,7 +1,8 @@
 //! Exact rationals with a fast path: most numbers here are floats, and sums and products of floats are dyadic.
 //!
-//! Part of the trusted base. A number m·2^e with an i128 for m is kept as such; everything else, and everything that
-//! would overflow, is a `BigRational`. The representation is canonical, so that equality is that of the parts.
+//! Part of the trusted base. A number m·2^e is kept as such, with an i128 for m where it fits and a big integer otherwise, and needs
+//! no greatest common divisors; everything else is a `BigRational`. The representation is canonical, so that equality is that of the
+//! parts.
 
 use std::cmp::Ordering;
 use std::iter::Sum;
@@ -9,7 +10,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
-use num_traits::{One, Signed, ToPrimitive};
+use num_traits::{One, Signed, ToPrimitive, Zero};
 
 /// Significands stay below 2^126, so that one carry never overflows.
 const MAX_BITS: u32 = 126;
@@ -24,11 +25,13 @@ pub struct Rational(Repr);
 enum Repr {
     /// m·2^e, m odd, or 0·2^0
     Dyadic(i128, i32),
+    /// the same with an odd m of more than [`MAX_BITS`] bits
+    Wide(Box<BigInt>, i32),
     /// whatever is not of that form
     Big(Box<BigRational>),
 }
 
-use Repr::{Big, Dyadic};
+use Repr::{Big, Dyadic, Wide};
 
 fn bits(m: i128) -> u32 {
     128 - m.unsigned_abs().leading_zeros()
@@ -42,6 +45,28 @@ fn dyadic(m: i128, e: i32) -> Option<Rational> {
     let zeros = m.trailing_zeros();
     let e = e + zeros as i32;
     (bits(m >> zeros) <= MAX_BITS && e.abs() <= MAX_EXPONENT).then_some(Rational(Dyadic(m >> zeros, e)))
+}
+
+/// m·2^e in canonical form.
+fn wide(m: BigInt, e: i64) -> Rational {
+    let zeros = m.trailing_zeros().unwrap_or(0);
+    let (odd, e) = (if zeros == 0 { m } else { m >> zeros }, e + zeros as i64);
+    if odd.is_zero() {
+        return Rational::zero();
+    }
+    if e.unsigned_abs() > MAX_EXPONENT as u64 {
+        let power = BigInt::one() << e.unsigned_abs();
+        return Rational(Big(Box::new(if e > 0 {
+            BigRational::from_integer(odd * power)
+        } else {
+            BigRational::new_raw(odd, power)
+        })));
+    }
+    let small = if odd.bits() <= u64::from(MAX_BITS) { odd.to_i128() } else { None };
+    Rational(match small {
+        Some(m) => Dyadic(m, e as i32),
+        None => Wide(Box::new(odd), e as i32),
+    })
 }
 
 /// Both significands at the smaller exponent, if they fit.
@@ -76,6 +101,9 @@ impl Rational {
     /// # Panics
     /// If q is 0.
     pub fn new(p: i64, q: i64) -> Self {
+        if q > 0 && q & (q - 1) == 0 {
+            return dyadic(i128::from(p), -(q.trailing_zeros() as i32)).expect("64 bits fit");
+        }
         BigRational::new(p.into(), q.into()).into()
     }
 
@@ -105,8 +133,50 @@ impl Rational {
         match &self.0 {
             Dyadic(m, e) if *e >= 0 => BigRational::from_integer(BigInt::from(*m) << *e),
             Dyadic(m, e) => BigRational::new_raw(BigInt::from(*m), BigInt::one() << -*e),
+            Wide(m, e) if *e >= 0 => BigRational::from_integer((**m).clone() << *e),
+            Wide(m, e) => BigRational::new_raw((**m).clone(), BigInt::one() << -*e),
             Big(x) => (**x).clone(),
         }
+    }
+
+    /// m and e of a number m·2^e.
+    fn significand(&self) -> Option<(BigInt, i64)> {
+        match &self.0 {
+            Dyadic(m, e) => Some((BigInt::from(*m), i64::from(*e))),
+            Wide(m, e) => Some(((**m).clone(), i64::from(*e))),
+            Big(_) => None,
+        }
+    }
+
+    /// Of a number m·2^e that is no float, and away from the ends of the range: the floats below and above, and the nearer of
+    /// the two (the one below if both are as near).
+    pub fn between_floats(&self) -> Option<(f64, f64, f64)> {
+        let (m, e) = match &self.0 {
+            Dyadic(m, e) => (m.unsigned_abs(), i64::from(*e)),
+            Wide(m, e) => {
+                // The leading 120 bits, and a last one for what follows: m is odd, so there is something.
+                let dropped = m.bits() - 120;
+                ((m.magnitude() >> dropped).to_u128()? << 1 | 1, i64::from(*e) + dropped as i64 - 1)
+            }
+            Big(_) => return None,
+        };
+        let length = 128 - m.leading_zeros();
+        if length <= 53 {
+            return None;
+        }
+        let dropped = length - 53;
+        let exponent = e + i64::from(dropped);
+        if exponent.abs() > 900 {
+            return None;
+        }
+        let (head, tail, half) = (m >> dropped, m & ((1 << dropped) - 1), 1 << (dropped - 1));
+        let unit = 2f64.powi(exponent as i32);
+        let (inner, outer) = (head as f64 * unit, (head + 1) as f64 * unit);
+        Some(if self.is_negative() {
+            (-outer, -inner, if tail >= half { -outer } else { -inner })
+        } else {
+            (inner, outer, if tail <= half { inner } else { outer })
+        })
     }
 
     /// Is it 0?
@@ -121,6 +191,13 @@ impl Rational {
     pub fn signum(&self) -> i32 {
         match &self.0 {
             Dyadic(m, _) => m.signum() as i32,
+            Wide(m, _) => {
+                if m.is_negative() {
+                    -1
+                } else {
+                    1
+                }
+            }
             Big(x) => {
                 if x.is_negative() {
                     -1
@@ -157,14 +234,7 @@ impl From<BigRational> for Rational {
     fn from(x: BigRational) -> Self {
         let twos = x.denom().trailing_zeros().unwrap_or(0);
         if x.denom().bits() == twos + 1 && twos <= MAX_EXPONENT as u64 {
-            // Large integers may still be a short significand times a power of two.
-            let zeros = x.numer().trailing_zeros().unwrap_or(0);
-            let odd = x.numer() >> zeros;
-            if let (Some(m), true) = (odd.to_i128(), zeros <= MAX_EXPONENT as u64)
-                && let Some(r) = dyadic(m, zeros as i32 - twos as i32)
-            {
-                return r;
-            }
+            return wide(x.numer().clone(), -(twos as i64));
         }
         Rational(Big(Box::new(x)))
     }
@@ -191,6 +261,7 @@ impl Ord for Rational {
             return a.cmp(&b);
         }
         match self.signum().cmp(&o.signum()) {
+            Ordering::Equal if self.significand().is_some() && o.significand().is_some() => (self - o).signum().cmp(&0),
             // Cross-multiplication: faster than the library's continued fractions at these sizes.
             Ordering::Equal => {
                 let (a, b) = (self.to_big(), o.to_big());
@@ -212,6 +283,7 @@ impl Neg for &Rational {
     fn neg(self) -> Rational {
         match &self.0 {
             Dyadic(m, e) => Rational(Dyadic(-m, *e)),
+            Wide(m, e) => Rational(Wide(Box::new(-&**m), *e)),
             Big(x) => Rational(Big(Box::new(-&**x))),
         }
     }
@@ -231,6 +303,10 @@ fn add(a: &Rational, b: &Rational) -> Rational {
     {
         return r;
     }
+    if let (Some((m, e)), Some((n, f))) = (a.significand(), b.significand()) {
+        let low = e.min(f);
+        return wide((m << (e - low)) + (n << (f - low)), low);
+    }
     (a.to_big() + b.to_big()).into()
 }
 
@@ -240,6 +316,9 @@ fn mul(a: &Rational, b: &Rational) -> Rational {
         && let Some(r) = dyadic(m * n, e + f)
     {
         return r;
+    }
+    if let (Some((m, e)), Some((n, f))) = (a.significand(), b.significand()) {
+        return wide(m * n, e + f);
     }
     (a.to_big() * b.to_big()).into()
 }
@@ -251,6 +330,9 @@ fn div(a: &Rational, b: &Rational) -> Rational {
         && let Some(r) = dyadic(m / n, e - f)
     {
         return r;
+    }
+    if let (Some((m, e)), Dyadic(n @ (1 | -1), f)) = (a.significand(), &b.0) {
+        return wide(m * *n, e - i64::from(*f));
     }
     (a.to_big() / b.to_big()).into()
 }
@@ -324,6 +406,7 @@ mod tests {
             (any::<i64>(), 1..i64::MAX).prop_map(|(p, q)| Rational::new(p, q)),
             (-20i64..20, 1i64..20).prop_map(|(p, q)| Rational::new(p, q)),
             (any::<i128>(), -300i32..300).prop_filter_map("in range", |(m, e)| dyadic(m, e)),
+            (any::<i128>(), any::<i128>(), -300i64..300).prop_map(|(m, n, e)| wide(BigInt::from(m) * n, e)),
         ]
     }
 
@@ -351,6 +434,15 @@ mod tests {
             prop_assert_eq!(r.as_ref().map(Rational::to_big), BigRational::from_float(x));
             if let Some(y) = r.and_then(|r| r.as_float()) {
                 prop_assert_eq!(x, y);
+            }
+        }
+
+        #[test]
+        fn floats_on_both_sides(a in number()) {
+            if let Some((lo, hi, nearest)) = a.between_floats() {
+                let [l, h] = [lo, hi].map(|x| Rational::from_float(x).unwrap());
+                prop_assert!(l < a && a < h && lo.next_up() == hi);
+                prop_assert_eq!(nearest, if &a - &l <= &h - &a { lo } else { hi });
             }
         }
     }

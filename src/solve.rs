@@ -210,7 +210,7 @@ pub fn solve(request: &Request<'_>) -> Result<Solution> {
     if request.budget.inert && !field.is_inert() {
         inert::construct(&mut field)?;
     }
-    if field.wants_fit(size(target, *domain)?)? {
+    if field.wants_fit(size(target, *domain)?, request.budget.neurons)? {
         fit(request, delta, &jumps, &mut field, Wanted::Best)?;
     }
     let binding = field.binding.take();
@@ -439,11 +439,13 @@ struct Field<'a> {
     all: Option<Vec<Solution>>,
     /// of the construction that is entered
     recipe: Option<Recipe>,
+    /// the steepest construction, before rounding
+    steepest: Option<IdealStack>,
 }
 
 impl<'a> Field<'a> {
     fn new(request: &'a Request<'a>, delta: f64) -> Self {
-        Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None }
+        Field { request, delta, best: None, binding: None, certified: 0, all: None, recipe: None, steepest: None }
     }
 
     fn has_exact(&self) -> bool {
@@ -452,6 +454,9 @@ impl<'a> Field<'a> {
 
     fn enter_ideal(&mut self, ideal: IdealStack, method: Method) -> Result<()> {
         let stack = rounded(self.request, &ideal)?;
+        if method == Method::Steep && over_limit(&stack, &self.request.budget).is_none() {
+            self.steepest.get_or_insert_with(|| ideal.clone());
+        }
         self.enter(Candidate { stack, ideal: Some(ideal), method, alternations: None })?;
         Ok(())
     }
@@ -530,7 +535,8 @@ impl<'a> Field<'a> {
         self.best.as_ref().is_some_and(|b| vanishes(b.certificate.figures()))
     }
 
-    fn wants_fit(&self, scale: f64) -> Result<bool> {
+    /// Is a fit of up to so many neurons worth a search?
+    fn wants_fit(&self, scale: f64, neurons: usize) -> Result<bool> {
         let Some(best) = &self.best else { return Ok(true) };
         // Fits come close to 0 where the target is 0, and no closer than elsewhere.
         if self.request.budget.inert && self.is_inert() {
@@ -539,15 +545,16 @@ impl<'a> Field<'a> {
         if self.met() || self.has_exact() {
             return Ok(false);
         }
-        // What is off because of the format, a fit cannot mend: judge the construction before rounding.
-        let Some(ideal) = &best.ideal else { return Ok(true) };
-        let unrounded = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
-        let Request { target, domain, budget, .. } = self.request;
-        let claim =
-            Claim { target, stack: &unrounded, ideal: None, domain: *domain, delta: self.delta, tolerance: None };
-        let f = certify(&claim)?;
-        let enough = budget.tolerance.unwrap_or(0.0).max(GOOD_ENOUGH * scale);
-        Ok(!(f.epsilon() <= enough))
+        // What is off because of the format, a fit cannot mend: judge constructions before rounding, the best one and, since
+        // a format may prefer a gentler one, the steepest.
+        let enough = self.request.budget.tolerance.unwrap_or(0.0).max(GOOD_ENOUGH * scale);
+        for ideal in best.ideal.iter().chain(&self.steepest) {
+            let unrounded = ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
+            if unrounded.neurons.len() <= neurons && self.certificate(&unrounded, None)?.epsilon() <= enough {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

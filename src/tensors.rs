@@ -399,12 +399,12 @@ impl<'a> Tensor<'a> {
             rows.flat_map(|row| order.iter().map(move |k| (row, columns[*k]))).map(|(row, c)| at(row, c)).collect()
         };
         let parts: Vec<Result<Vec<f64>>> = starts.par_iter().map(read).collect();
-        let mut out = vec![Vec::with_capacity(rows); columns.len()];
-        for part in parts {
-            for row in part?.chunks_exact(columns.len().max(1)) {
-                order.iter().zip(row).for_each(|(k, x)| out[*k].push(*x));
-            }
-        }
+        let parts: Vec<Vec<f64>> = parts.into_iter().collect::<Result<_>>()?;
+        // Neighbouring columns lie in the same cache lines of the parts: a thread takes many in a row.
+        let column = |k: usize| parts.iter().flat_map(|p| p.iter().skip(k).step_by(columns.len()).copied()).collect();
+        let sorted: Vec<Vec<f64>> = (0..columns.len()).into_par_iter().with_min_len(64).map(column).collect();
+        let mut out = vec![Vec::new(); columns.len()];
+        order.into_iter().zip(sorted).for_each(|(k, c)| out[k] = c);
         Ok(out)
     }
 

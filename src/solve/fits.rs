@@ -16,6 +16,8 @@ const MOST_KINKS: usize = 64;
 const MOST_SMOOTH: usize = 16;
 /// Where rounding more than doubles the error, lighter fits are tried: Σ|out| divided by this, as often as that helps.
 const LIGHTER: f64 = 8.0;
+/// In formats that round much, so many numbers of neurons without gain end the search.
+const IDLE: usize = 3;
 
 /// Relative gains that more neurons must bring at the last digits: beyond [`NEAR_FLOOR`] two numbers of neurons without end it.
 const GAIN: f64 = 0.9;
@@ -70,23 +72,28 @@ pub(super) fn fit(
         max_total: budget.max_total,
         constant: budget.constant,
     };
-    // One fit, and lighter ones while the format makes more of its error.
+    // One fit, and lighter ones while the format makes more of its error. True: that is enough.
+    let (mut best, mut without_gain) = (f64::INFINITY, 0);
     let mut enter = |problem: &minimax::Problem, fit: minimax::Fit| -> Result<bool> {
-        let mut fit = fit;
+        let (mut fit, mut least) = (fit, f64::INFINITY);
         loop {
             let stack = rounded(request, &fit);
             let alternations = Some(fit.alternations);
             let error = field.enter(Candidate { stack, ideal: None, method: Method::Fit, alternations })?;
+            least = least.min(error.unwrap_or(f64::INFINITY));
             let spoilt = *format != Format::F64 && error.is_some_and(|e| e > 2.0 * fit.estimate) && fit.total() > 1.0;
             if field.met() || !spoilt {
-                return Ok(field.met());
+                break;
             }
             let lighter = minimax::Problem { max_total: fit.total() / LIGHTER, neurons: fit.neurons.len(), ..*problem };
             match minimax::fit(&lighter) {
-                Some(next) if next.estimate < error.unwrap_or(f64::INFINITY) => fit = next,
-                _ => return Ok(false),
+                Some(next) if next.estimate < least => fit = next,
+                _ => break,
             }
         }
+        without_gain = if least < GAIN * best { 0 } else { without_gain + 1 };
+        best = best.min(least);
+        Ok(field.met() || *format != Format::F64 && without_gain >= IDLE)
     };
     let mut outcome = Ok(());
     let mut visit = |fit: minimax::Fit| match enter(&problem, fit) {

@@ -31,7 +31,7 @@ pub fn by_neurons(request: &Request<'_>, counts: &[usize]) -> Result<Vec<Option<
     let mut open: Vec<usize> = Vec::new();
     for n in counts {
         field.best = field.best_of(*n);
-        if field.wants_fit(scale)? {
+        if field.wants_fit(scale, *n)? {
             open.push((*n).min(most_fitted(request)));
         }
     }
