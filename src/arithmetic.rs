@@ -243,6 +243,14 @@ impl Arithmetic {
         parts.into_iter().flatten().reduce(Interval::hull).unwrap_or(Interval::ENTIRE)
     }
 
+    /// Up to where its σ is an exact 0, and from where on exactly its argument; `None` where it never is.
+    pub fn saturation(&self, source: &Activation) -> Option<[f64; 2]> {
+        match saturation(source) {
+            Saturation::At { low, high, .. } => Some([low, high]),
+            Saturation::Exact | Saturation::Never => None,
+        }
+    }
+
     /// Bound on |computed − σ(t)| for arguments in t: see [`Arithmetic::sigma`].
     pub fn sigma_error(&self, source: &Activation, t: Interval) -> f64 {
         let full = |t: Interval| self.error(source, t, source.jet(t).v.mag());

@@ -1,5 +1,6 @@
 //! The pipeline: an intervention becomes a block with its certificate.
 
+mod engines;
 mod two_layers;
 
 use std::path::Path;
@@ -8,6 +9,7 @@ use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
 use crate::activation::Activation;
+use crate::arithmetic::{Arithmetic, rows};
 use crate::block::Block;
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{
@@ -25,9 +27,10 @@ use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;
 use crate::ridge::split;
-use crate::solve::{Budget, Method, Request, Solution, constructed, solve};
+use crate::solve::{Budget, Method, Request, Solution, constructed, judged, solve};
 use crate::stack::{Form, Neuron, Stack};
 use crate::tokens::{Calibration, Tokens};
+pub use engines::{OneLayerBounds, one_layer_bounds};
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +112,8 @@ pub struct Options {
     pub norm: Option<f64>,
     /// arithmetics of engines to certify as well, by name ([`crate::arithmetic`]); they also decide between one layer and two
     pub arithmetic: Vec<String>,
+    /// the most copies of each steep neuron, in arithmetics of 16 bits ([`crate::dither`]); fewer where more do not pay
+    pub copies: usize,
     /// samples of the residual stream that narrow the tokens for which `arithmetic` is certified
     pub samples: Option<Samples>,
 }
@@ -135,6 +140,7 @@ impl Default for Options {
             budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
             norm: None,
             arithmetic: Vec::new(),
+            copies: engines::MOST_COPIES,
             samples: None,
         }
     }
@@ -144,6 +150,11 @@ impl Options {
     /// The format of the block's biases.
     pub fn bias_format(&self) -> Format {
         if self.bias_parts > 1 { Format::F32 } else { self.format }
+    }
+
+    /// The arithmetics of 16 bits that are asked for.
+    fn short_rows(&self) -> impl Iterator<Item = &'static Arithmetic> {
+        self.arithmetic.iter().flat_map(|name| rows(name).unwrap_or_default()).filter(|r| r.stream.bytes() == 2)
     }
 
     /// What `arithmetic` asks for of blocks.
@@ -610,9 +621,17 @@ fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
     Ok(out)
 }
 
-/// The best stack for one response. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
-/// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
+/// The best certified stack for one response.
 fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
+    let request = request(part, options);
+    let best = for_rounding(part, &request, options, hidden_size)?;
+    match engines::choose(part, &request, &best, options, hidden_size)? {
+        Some(stack) => Ok(judged(&request, stack, Method::Copies)?.unwrap_or(best)),
+        None => Ok(best),
+    }
+}
+
+fn request<'a>(part: &'a Part<'_>, options: &'a Options) -> Request<'a> {
     // Rows β·w and biases β·b + γ must stay within the format's range, γ being at most β times what z takes.
     let pre = part.response.pre_activations.get(part.index);
     let widest = pre.map_or(0.0, |p| p.w.iter().fold(p.b.abs(), |a, w| a.max(w.abs())));
@@ -620,7 +639,7 @@ fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<
     let reach = ends.into_iter().filter(|z| z.is_finite()).fold(64.0, |a: f64, z| a.max(z.abs()));
     // Beyond a million nobody's features reach; what overflows all the same is refused.
     let steepest = options.format.largest() / (2.0 * (widest + reach.min(1e6)));
-    let request = Request {
+    Request {
         target: &part.target,
         source: &options.source,
         form: options.form,
@@ -633,8 +652,13 @@ fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<
             max_weight: options.budget.max_weight.min(steepest),
             ..options.budget
         },
-    };
-    let best = solve(&request)?;
+    }
+}
+
+/// The best stack once rows and columns are rounded. Where they then miss the tolerance in the stream, the other constructions are lowered too: a
+/// pair of equal and opposite columns survives rounding better than a shorter stack.
+fn for_rounding(part: &Part<'_>, request: &Request<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
+    let best = solve(request)?;
     let (Some(_), Some(tolerance)) = (options.norm, options.budget.tolerance) else { return Ok(best) };
     let length = part.response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
     let lowered = |s: &Solution| -> Result<f64> {
@@ -647,7 +671,7 @@ fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<
         return Ok(best);
     }
     let mut chosen = best;
-    for other in constructed(&request)? {
+    for other in constructed(request)? {
         let error = lowered(&other)?;
         // A neuron more must gain more than noise.
         if error < 0.9 * least {

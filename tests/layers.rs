@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 51] = [
+const ORDER: [&str; 53] = [
     "error",
     "interval",
     "rational",
@@ -28,6 +28,7 @@ const ORDER: [&str; 51] = [
     "landscape",
     "exhaust",
     "running",
+    "dither",
     "solve",
     "files",
     "tensors",
@@ -48,6 +49,7 @@ const ORDER: [&str; 51] = [
     "source",
     "intervention",
     "verify",
+    "formats",
     "explain",
     "splice",
     "inspect",
@@ -80,7 +82,7 @@ const TRUSTED: [&str; 16] = [
 ];
 
 /// What the certifier must not know, not even through others.
-const SOLVERS: [&str; 4] = ["canonical", "exact", "minimax", "solve"];
+const SOLVERS: [&str; 5] = ["canonical", "exact", "minimax", "dither", "solve"];
 
 /// The one module with `unsafe`: it maps files into memory.
 const MAPS_MEMORY: &str = "tensors";
