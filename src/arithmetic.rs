@@ -216,6 +216,11 @@ impl Accumulation {
 }
 
 impl Arithmetic {
+    /// Are the two the same but for name and source?
+    pub fn computes_as(&self, other: &Arithmetic) -> bool {
+        Arithmetic { name: other.name, source: other.source, ..*self } == *other
+    }
+
     /// What the engine's σ, before any rounding to the stream's format, can be for arguments in t.
     ///
     /// silu and its kind are t/(1 + e^−βt) in f32. For βt ≤ −104 e^−βt overflows in f32 and the quotient is an exact 0; for

@@ -30,7 +30,7 @@ use crate::ridge::split;
 use crate::solve::{Budget, Method, Request, Solution, constructed, judged, solve};
 use crate::stack::{Form, Neuron, Stack};
 use crate::tokens::{Calibration, Tokens};
-pub use engines::{OneLayerBounds, one_layer_bounds};
+pub use engines::{LayoutBounds, one_layer_bounds};
 
 /// A scalar function of pre-activations, and the direction that it is added along.
 #[derive(Clone, Debug, PartialEq)]
@@ -625,7 +625,7 @@ fn parts(target: &Target) -> Result<Vec<Part<'_>>> {
 fn solve_part(part: &Part<'_>, options: &Options, hidden_size: usize) -> Result<Solution> {
     let request = request(part, options);
     let best = for_rounding(part, &request, options, hidden_size)?;
-    match engines::choose(part, &request, &best, options, hidden_size)? {
+    match engines::choose(part, &request, &best, options, hidden_size, &[options.copies])?.pop().flatten() {
         Some(stack) => Ok(judged(&request, stack, Method::Copies)?.unwrap_or(best)),
         None => Ok(best),
     }

@@ -151,9 +151,14 @@ pub fn deploy_all<'a>(
         seen.push(r.name);
         new
     });
-    let mut all = Vec::with_capacity(rows.len());
+    let mut all: Vec<Deployed> = Vec::with_capacity(rows.len());
     let mut calibration = None;
-    for row in rows {
+    for (k, row) in rows.iter().enumerate() {
+        // Engines that differ in nothing but their names.
+        if let Some(same) = rows[..k].iter().position(|r| r.computes_as(row)) {
+            all.push(Deployed { arithmetic: row.name.into(), ..all[same].clone() });
+            continue;
+        }
         let mut tokens = tokens()?;
         all.push(match blocks {
             Blocks::One(block, claims) => deploy(block, claims, &mut tokens, reading, row),

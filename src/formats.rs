@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::arithmetic::rows;
 use crate::block::Block;
-use crate::compile::{Depth, Options, Response, Target, compile, one_layer_bounds};
+use crate::compile::{Depth, LayoutBounds, Options, Response, Target, compile, one_layer_bounds};
 use crate::deployed::Deployed;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -75,46 +75,54 @@ pub fn guarantees(response: &Response, options: &Options) -> Result<Guarantees> 
         return Err(Error::input("what an engine computes depends on how large x is")
             .help("give domain.norm in the specification"));
     }
-    let short = |f: Format| f.bytes() == 2;
-    let one = |f: Format| COPIES.into_iter().filter(move |c| short(f) || *c == 1).map(move |c| (f, Depth::One, c));
-    let asked: Vec<_> = FORMATS.into_iter().flat_map(|f| one(f).chain([(f, Depth::Two, COPIES[0])])).collect();
     let length = response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let mut layouts: Vec<Layout> =
-        asked.into_par_iter().map(|(f, depth, copies)| layout(response, options, f, depth, copies, length)).collect();
+    let asked: Vec<(Format, usize)> = FORMATS.into_iter().flat_map(|f| [(f, 1), (f, 2)]).collect();
+    let found: Vec<Vec<Layout>> =
+        asked.into_par_iter().map(|(f, layers)| layouts_of(response, options, f, layers, length)).collect();
+    let mut layouts = found.concat();
     mark(&mut layouts);
     Ok(Guarantees { name: response.name.clone(), expression: response.expr.to_string(), length, layouts })
 }
 
-fn layout(r: &Response, options: &Options, format: Format, depth: Depth, copies: usize, length: f64) -> Layout {
+fn layouts_of(r: &Response, options: &Options, format: Format, layers: usize, length: f64) -> Vec<Layout> {
     let mut options = Options {
         format,
-        depth,
-        copies,
+        depth: if layers == 2 { Depth::Two } else { Depth::One },
         bias_parts: bias_parts(format),
         arithmetic: vec![format!("any-{format}")],
         ..options.clone()
     };
     options.budget.neurons = options.budget.neurons.max(1024);
-    let layers = if depth == Depth::Two { 2 } else { 1 };
-    let copies = (layers == 1 && format.bytes() == 2).then_some(copies);
-    let empty = Layout { format, layers, copies, neurons: 0, engines: Vec::new(), refused: None };
+    let limits: &[usize] = if layers == 1 && format.bytes() == 2 { &COPIES } else { &COPIES[..1] };
+    let empty = |k: usize| Layout {
+        format,
+        layers,
+        copies: (limits.len() > 1).then(|| limits[k]),
+        neurons: 0,
+        engines: Vec::new(),
+        refused: None,
+    };
     let target = Target { responses: vec![r.clone()] };
-    let found = if layers == 1 {
-        one_layer_bounds(&target, &options).map(|b| {
-            let engines = b.deployed.iter().filter_map(|d| engine(d, &b.deltas, length)).collect();
-            (b.neurons, engines)
-        })
+    let bounds = if layers == 1 {
+        one_layer_bounds(&target, &options, limits)
     } else {
         compile(&target, &options).map(|c| {
             let neurons = c.block.intermediate_size() + c.first.as_ref().map_or(0, Block::intermediate_size);
             let free = c.certificate.responses.iter().filter(|r| !r.carried);
-            let deltas: Vec<f64> = free.map(|r| r.certificate.delta).collect();
-            (neurons, c.certificate.deployed.iter().filter_map(|d| engine(d, &deltas, length)).collect())
+            let deltas = free.map(|r| r.certificate.delta).collect();
+            vec![LayoutBounds { neurons, deltas, deployed: c.certificate.deployed }]
         })
     };
-    match found {
-        Ok((neurons, engines)) => Layout { neurons, engines, ..empty },
-        Err(e) => Layout { refused: Some(e.to_string()), ..empty },
+    match bounds {
+        Ok(all) => all
+            .iter()
+            .enumerate()
+            .map(|(k, b)| {
+                let engines = b.deployed.iter().filter_map(|d| engine(d, &b.deltas, length)).collect();
+                Layout { neurons: b.neurons, engines, ..empty(k) }
+            })
+            .collect(),
+        Err(e) => (0..limits.len()).map(|k| Layout { refused: Some(e.to_string()), ..empty(k) }).collect(),
     }
 }
 

@@ -18,9 +18,10 @@ pub(super) fn choose(
     best: &Solution,
     options: &Options,
     hidden_size: usize,
-) -> Result<Option<Stack<f64>>> {
+    limits: &[usize],
+) -> Result<Vec<Option<Stack<f64>>>> {
     let (Some(domain), Some(arithmetic)) = (bounded(part, options.norm), options.short_rows().next()) else {
-        return Ok(None);
+        return Ok(vec![None; limits.len()]);
     };
     let first = deployed_part(part, best, options, hidden_size)?;
     // The geometric mean over engines: one that nothing helps must not decide.
@@ -28,7 +29,7 @@ pub(super) fn choose(
         let logs = all.iter().map(|d| d.responses[0].outside.max(f64::MIN_POSITIVE).ln());
         if all.is_empty() { f64::INFINITY } else { (logs.sum::<f64>() / all.len() as f64).exp() }
     };
-    let (mut least, mut chosen) = (bound(&first), None);
+    let mut least = bound(&first);
     let dither = Dither {
         target: &part.target,
         source: &options.source,
@@ -39,7 +40,10 @@ pub(super) fn choose(
         sums: first.iter().flat_map(|d| &d.responses).map(|r| r.delta_sums).reduce(f64::min).unwrap_or(0.0),
         max_weight: request.budget.max_weight,
     };
-    for count in COPIES.into_iter().filter(|n| *n <= options.copies) {
+    // The best with 1 copy, with up to 2, …
+    let mut found: Vec<(usize, Stack<f64>)> = Vec::new();
+    let most = limits.iter().copied().max().unwrap_or(0);
+    for count in COPIES.into_iter().filter(|n| *n <= most) {
         let Some(copies) = dither.copies(count)? else { break };
         let stack = copies.ideal.try_map(|x| Ok::<f64, Error>(x.to_f64()))?;
         if !within(&stack, &request.budget) {
@@ -47,13 +51,15 @@ pub(super) fn choose(
         }
         // The certificate is of another stack; only its δ is read here.
         let other = Solution { stack, ideal: None, ..best.clone() };
-        let found = bound(&deployed_part(part, &other, options, hidden_size)?);
+        let bound = bound(&deployed_part(part, &other, options, hidden_size)?);
         // Neurons more must gain more than noise.
-        if found < 0.9 * least {
-            (least, chosen) = (found, Some(other.stack));
+        if bound < 0.9 * least {
+            least = bound;
+            found.push((count, other.stack));
         }
     }
-    Ok(chosen)
+    let allowed = |limit: &usize| found.iter().rev().find(|(count, _)| count <= limit).map(|(_, stack)| stack.clone());
+    Ok(limits.iter().map(allowed).collect())
 }
 
 /// One response under the arithmetics asked for; none if one of them overflows.
@@ -66,9 +72,9 @@ fn deployed_part(part: &Part<'_>, s: &Solution, options: &Options, hidden_size: 
     }
 }
 
-/// What one layer is proved to do under the arithmetics asked for.
+/// What a layout is proved to do under the arithmetics asked for.
 #[derive(Clone, Debug)]
-pub struct OneLayerBounds {
+pub struct LayoutBounds {
     /// hidden units
     pub neurons: usize,
     /// δ of each response's certificate
@@ -77,26 +83,33 @@ pub struct OneLayerBounds {
     pub deployed: Vec<Deployed>,
 }
 
-/// The bounds alone, without the certificate in real arithmetic, which costs far more where there are many copies.
+/// The bounds alone, for each limit of copies in turn, without the certificate in real arithmetic, which costs far more where there are many copies.
 ///
-/// Errors: as [`compile`].
-pub fn one_layer_bounds(target: &Target, options: &Options) -> Result<OneLayerBounds> {
+/// Errors: as [`compile`](super::compile).
+pub fn one_layer_bounds(target: &Target, options: &Options, limits: &[usize]) -> Result<Vec<LayoutBounds>> {
     let hidden_size = check(target)?;
     let parts = parts(target)?;
-    let solution = |part: &Part<'_>| -> Result<Solution> {
+    let solutions = |part: &Part<'_>| -> Result<Vec<Solution>> {
         let request = request(part, options);
         let best = for_rounding(part, &request, options, hidden_size)?;
-        let copies = choose(part, &request, &best, options, hidden_size)?;
-        Ok(match copies {
-            Some(stack) => Solution { stack, ideal: None, ..best },
-            None => best,
-        })
+        let copies = choose(part, &request, &best, options, hidden_size, limits)?;
+        let solution = |stack: Option<Stack<f64>>| match stack {
+            Some(stack) => Solution { stack, ideal: None, ..best.clone() },
+            None => best.clone(),
+        };
+        Ok(copies.into_iter().map(solution).collect())
     };
-    let solutions: Vec<Solution> = parts.par_iter().map(solution).collect::<Result<_>>()?;
-    let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
-    let (deployed, _) = options.deploy(Blocks::One(&block, &claims), &Reading::exact())?;
-    let deltas = claims.iter().map(|c| c.delta).collect();
-    Ok(OneLayerBounds { neurons: block.intermediate_size(), deltas, deployed })
+    let all: Vec<Vec<Solution>> = parts.par_iter().map(solutions).collect::<Result<_>>()?;
+    (0..limits.len())
+        .into_par_iter()
+        .map(|k| {
+            let solutions: Vec<Solution> = all.iter().map(|s| s[k].clone()).collect();
+            let (block, claims) = lower(&parts, &solutions, options, hidden_size)?;
+            let (deployed, _) = options.deploy(Blocks::One(&block, &claims), &Reading::exact())?;
+            let deltas = claims.iter().map(|c| c.delta).collect();
+            Ok(LayoutBounds { neurons: block.intermediate_size(), deltas, deployed })
+        })
+        .collect()
 }
 
 /// How many copies of a neuron are tried.

@@ -57,11 +57,11 @@ pub(super) struct Window {
 }
 
 /// Contributions whose hull is no wider than this, relative to the target's size, may count as one ...
-pub(super) const GRAIN: f64 = 1.0 / (1u64 << 24) as f64;
+pub(super) const GRAIN: f64 = 1.0 / (1u64 << 17) as f64;
 /// ... if they are within this factor of one another, so that what is next to nothing stays so.
 const RATIO: f64 = 2.0;
-/// No block is wider than this part of the error: windows then hold few blocks.
-const PART_OF_ERROR: f64 = 1.0 / 16.0;
+/// Values within this part of the error count as one: windows then hold few blocks.
+const PART_OF_ERROR: f64 = 1.0 / 8.0;
 
 /// All neurons. Those that differ in nothing but their offsets share their blocks.
 pub(super) fn neurons(question: &Question<'_>, landscape: &Landscape) -> Vec<Neuron> {
