@@ -812,8 +812,50 @@ def check_dir(path, rng):
         report.true("block", "every hidden unit has a response", nxt[0] == h)
     if R is not None:
         check_rounding(report, c, entries, terms, blocks, rng)
+    check_deployed(report, c, entries, terms)
     layers = f"two layers with {g} coordinates between, {len(terms)} terms, " if two else ""
     return report.show(f"{path}: {layers}{len(entries)} responses, {h} hidden units, {c['form']} {c['source']} in {c['format']}, norm {R}")
+
+
+ROUNDOFF = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-24}
+DEPLOYED_RESPONSE = "delta_rows delta_sums epsilon epsilon_outside agreeing overshoot leak outside hull"
+DEPLOYED_TERM = "bands factor payload_error outside hull off"
+
+
+def check_deployed(report, c, entries, terms):
+    """What follows from an entry's own figures: that they add up. How each came about, from the rounding inside a stack, is not checked here."""
+    for entry in c["deployed"]:
+        fields(entry, "arithmetic responses terms total", "deployed")
+        place = f"deployed, {entry['arithmetic']}"
+        report.true(place, "deployed: an object for each response and term", len(entry["responses"]) == len(entries) and len(entry["terms"]) == len(terms))
+        outside = hull = leaks = mpf(0)
+        silent = True
+        for e, r in zip(entries, entry["responses"]):
+            for name in set(DEPLOYED_RESPONSE.split()) ^ set(r):
+                if name not in ("agreeing", "leak") or name in r:
+                    raise Bad(f"{place}: the field {name}")
+            length = e["v"].norm()
+            report.check(place, "deployed: a response's epsilon_outside, times the norm of v", r["epsilon_outside"] * length, r["outside"])
+            report.check(place, "deployed: a response's epsilon, times the norm of v", r["epsilon"] * length, r["hull"])
+            report.check(place, "deployed: epsilon_outside and overshoot within epsilon", mpf(max(r["epsilon_outside"], r["overshoot"])), r["epsilon"])
+            if not e["layer"]:
+                outside, hull = outside + mpf(r["outside"]), hull + mpf(r["hull"])
+                silent = silent and r.get("leak") is not None
+                leaks += (r.get("leak") or 0) * length
+        for t in entry["terms"]:
+            fields(t, DEPLOYED_TERM, place)
+            outside, hull, leaks = outside + mpf(t["outside"]), hull + mpf(t["hull"]), leaks + mpf(t["off"])
+        total = entry["total"]
+        if set(total) - {"quiet"} != set("outside hull summing rounding residual".split()):
+            raise Bad(f"{place}: the fields of total")
+        after = mpf(total["summing"]) + mpf(total["rounding"]) + mpf(total["residual"])
+        report.check(place, "deployed: the parts of outside", outside + after, total["outside"])
+        report.check(place, "deployed: the parts of hull", hull + after, total["hull"])
+        unit = ROUNDOFF[entry["arithmetic"].rsplit("-", 1)[1]]
+        report.check(place, "deployed: half a unit of the norm, added", mpf(unit) * c["norm"], total["residual"])
+        report.true(place, "deployed: quiet is null where some response is 0 nowhere", (total.get("quiet") is not None) == silent)
+        if silent:
+            report.check(place, "deployed: twice what leaks", 2 * leaks, total["quiet"])
 
 
 # ---- expressions of several pre-activations ------------------------------------------------------------------------

@@ -216,6 +216,11 @@ impl Accumulation {
 }
 
 impl Arithmetic {
+    /// Are the two the same but for name and source?
+    pub fn computes_as(&self, other: &Arithmetic) -> bool {
+        Arithmetic { name: other.name, source: other.source, ..*self } == *other
+    }
+
     /// What the engine's σ, before any rounding to the stream's format, can be for arguments in t.
     ///
     /// silu and its kind are t/(1 + e^−βt) in f32. For βt ≤ −104 e^−βt overflows in f32 and the quotient is an exact 0; for
@@ -241,6 +246,14 @@ impl Arithmetic {
             t.intersect(Interval::new(high, f64::INFINITY)),
         ];
         parts.into_iter().flatten().reduce(Interval::hull).unwrap_or(Interval::ENTIRE)
+    }
+
+    /// Up to where its σ is an exact 0, and from where on exactly its argument; `None` where it never is.
+    pub fn saturation(&self, source: &Activation) -> Option<[f64; 2]> {
+        match saturation(source) {
+            Saturation::At { low, high, .. } => Some([low, high]),
+            Saturation::Exact | Saturation::Never => None,
+        }
     }
 
     /// Bound on |computed − σ(t)| for arguments in t: see [`Arithmetic::sigma`].

@@ -1,5 +1,6 @@
 //! The pipeline: an intervention becomes a block with its certificate.
 
+mod engines;
 mod stacks;
 mod two_layers;
 
@@ -9,6 +10,7 @@ use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
 use crate::activation::Activation;
+use crate::arithmetic::{Arithmetic, rows};
 use crate::block::Block;
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{
@@ -29,6 +31,7 @@ use crate::ridge::split;
 use crate::solve::{Budget, Solution};
 use crate::stack::{Form, Neuron, Stack};
 use crate::tokens::{Calibration, Tokens};
+pub use engines::{LayoutBounds, one_layer_bounds};
 use stacks::solve_all;
 
 /// A scalar function of pre-activations, and the direction that it is added along.
@@ -111,6 +114,8 @@ pub struct Options {
     pub norm: Option<f64>,
     /// arithmetics of engines to certify as well, by name ([`crate::arithmetic`]); they also decide between one layer and two
     pub arithmetic: Vec<String>,
+    /// the most copies of each steep neuron, in arithmetics of 16 bits ([`crate::dither`]); fewer where more do not pay
+    pub copies: usize,
     /// samples of the residual stream that narrow the tokens for which `arithmetic` is certified
     pub samples: Option<Samples>,
 }
@@ -137,6 +142,7 @@ impl Default for Options {
             budget: Budget { tolerance: Some(1e-3), ..Budget::default() },
             norm: None,
             arithmetic: Vec::new(),
+            copies: engines::MOST_COPIES,
             samples: None,
         }
     }
@@ -146,6 +152,11 @@ impl Options {
     /// The format of the block's biases.
     pub fn bias_format(&self) -> Format {
         if self.bias_parts > 1 { Format::F32 } else { self.format }
+    }
+
+    /// The arithmetics of 16 bits that are asked for.
+    fn short_rows(&self) -> impl Iterator<Item = &'static Arithmetic> {
+        self.arithmetic.iter().flat_map(|name| rows(name).unwrap_or_default()).filter(|r| r.stream.bytes() == 2)
     }
 
     /// What `arithmetic` asks for of blocks.

@@ -33,7 +33,8 @@ use serde::{Deserialize, Serialize};
 
 pub use two_layers::{DeployedTerm, deploy_two};
 
-use crate::arithmetic::{Arithmetic, underflow, unit_roundoff};
+use crate::activation::Activation;
+use crate::arithmetic::{Arithmetic, Rounded, underflow, unit_roundoff};
 use crate::block::Block;
 use crate::certify::{Claim, Domain, certify, slope_bound};
 use crate::derive::{Reading, ResponseClaim, norm_of, point, upper};
@@ -150,9 +151,14 @@ pub fn deploy_all<'a>(
         seen.push(r.name);
         new
     });
-    let mut all = Vec::with_capacity(rows.len());
+    let mut all: Vec<Deployed> = Vec::with_capacity(rows.len());
     let mut calibration = None;
-    for row in rows {
+    for (k, row) in rows.iter().enumerate() {
+        // Engines that differ in nothing but their names.
+        if let Some(same) = rows[..k].iter().position(|r| r.computes_as(row)) {
+            all.push(Deployed { arithmetic: row.name.into(), ..all[same].clone() });
+            continue;
+        }
         let mut tokens = tokens()?;
         all.push(match blocks {
             Blocks::One(block, claims) => deploy(block, claims, &mut tokens, reading, row),
@@ -285,23 +291,19 @@ impl Part {
         let deviation = deviation(c, &rows.units, domain, &landscape, arithmetic)?;
         let agreeing = agreeing(c, &rows, domain, arithmetic);
         let v_norm = norm_of(c.v.iter().map(|x| point(*x)));
-        let columns = Columns::new(block, c);
+        let columns = Columns::new(block, c, &rows.units, domain, arithmetic);
         // sup|Σ a·h|: within ε of the hull of c, less the constant.
         let whole = point(landscape.size()) + point(deviation.epsilon) + point(c.stack.constant.abs());
-        let column = times(whole, point(columns.tilt)) + times(point(deviation.mass), point(columns.rest));
+        let column = times(whole, point(columns.tilt)) + columns.rest(deviation.mass);
         let steep = if rows.delta == 0.0 { 0.0 } else { slope_bound(&c.target, domain)? };
         let moved = times(point(steep), point(rows.delta));
         let outside = upper((point(deviation.epsilon_outside) + moved) * point(v_norm) + column);
         let hull = upper(point(deviation.epsilon) * point(v_norm) + column);
         let quiet = deviation.leak.map(|leak| {
             let sum = point(leak) + point(c.stack.constant.abs());
-            upper(
-                point(leak) * point(v_norm)
-                    + times(sum, point(columns.tilt))
-                    + times(point(deviation.mass_quiet), point(columns.rest)),
-            )
+            upper(point(leak) * point(v_norm) + times(sum, point(columns.tilt)) + columns.rest(deviation.mass_quiet))
         });
-        let along = point(v_norm) + point(columns.tilt) + point(columns.rest);
+        let along = point(v_norm) + point(columns.tilt) + point(columns.steepest);
         let mass = [deviation.mass, deviation.mass_quiet].map(|m| upper(times(point(m), along)));
         let size = upper(point(landscape.size()) * point(v_norm));
         let proof = DeployedResponse {
@@ -397,21 +399,44 @@ fn agreeing(c: &ResponseClaim, rows: &Rows, domain: Domain, arithmetic: &Arithme
     deviation(c, &exact, domain, &landscape, arithmetic).ok().map(|d| d.epsilon_outside)
 }
 
-/// ŷ = a(v + k) + κ with k that of the neuron with the largest |a|: ‖k‖ and max ‖κ‖/|a|.
+/// ŷ = a(v + k) + κ with one neuron's k for all: that with which the least is left.
 struct Columns {
+    /// ‖k‖
     tilt: f64,
+    /// max ‖κ‖/|a|
+    steepest: f64,
+    /// Σ sup|h|·‖κ‖
     rest: f64,
 }
 
 impl Columns {
-    fn new(block: &Block, c: &ResponseClaim) -> Columns {
+    fn new(block: &Block, c: &ResponseClaim, units: &[Unit], domain: Domain, arithmetic: &Arithmetic) -> Columns {
+        let sizes: Vec<f64> = units.iter().map(|u| largest(u, &c.stack.source, arithmetic, domain)).collect();
+        // Columns that are ± the same have the same k.
+        let mut outs: Vec<f64> = Vec::new();
+        let mut candidates = Vec::new();
+        for (k, n) in c.stack.neurons.iter().enumerate().filter(|(_, n)| n.out != 0.0) {
+            if !outs.contains(&n.out.abs()) && outs.len() < MOST_COLUMNS {
+                outs.push(n.out.abs());
+                candidates.push(Columns::tilted(block, c, &sizes, Some(k)));
+            }
+        }
+        let least = candidates.into_iter().min_by(|a, b| a.rest.total_cmp(&b.rest));
+        least.unwrap_or_else(|| Columns::tilted(block, c, &sizes, None))
+    }
+
+    /// With the k of one neuron.
+    fn tilted(block: &Block, c: &ResponseClaim, sizes: &[f64], like: Option<usize>) -> Columns {
         let column = |k: usize| block.down.column(c.units.start + k);
-        let largest = c.stack.neurons.iter().enumerate().max_by(|a, b| a.1.out.abs().total_cmp(&b.1.out.abs()));
-        let tilt: Vec<f64> = match largest {
-            Some((k, n)) if n.out != 0.0 => column(k).iter().zip(&c.v).map(|(y, v)| (y - n.out * v) / n.out).collect(),
-            _ => vec![0.0; c.v.len()],
+        let tilt: Vec<f64> = match like {
+            Some(k) => {
+                let out = c.stack.neurons[k].out;
+                column(k).iter().zip(&c.v).map(|(y, v)| (y - out * v) / out).collect()
+            }
+            None => vec![0.0; c.v.len()],
         };
-        let rest = c.stack.neurons.iter().enumerate().map(|(k, n)| {
+        let (mut steepest, mut rest) = (0f64, Interval::ZERO);
+        for (k, n) in c.stack.neurons.iter().enumerate() {
             let kappa = norm_of(
                 column(k)
                     .iter()
@@ -419,9 +444,33 @@ impl Columns {
                     .zip(&tilt)
                     .map(|((y, v), t)| point(*y) - point(n.out) * (point(*v) + point(*t))),
             );
-            if kappa == 0.0 { 0.0 } else { (point(kappa) / point(n.out.abs())).hi() }
-        });
-        Columns { rest: rest.fold(0.0, f64::max), tilt: norm_of(tilt.iter().map(|x| point(*x))) }
+            if kappa != 0.0 {
+                steepest = steepest.max((point(kappa) / point(n.out.abs())).hi());
+                rest = rest + times(point(sizes[k]), point(kappa));
+            }
+        }
+        Columns { tilt: norm_of(tilt.iter().map(|x| point(*x))), steepest, rest: upper(rest) }
+    }
+
+    /// Bound on Σ|h|·‖κ‖ where Σ|a·h| ≤ `mass`.
+    fn rest(&self, mass: f64) -> Interval {
+        point(upper(times(point(mass), point(self.steepest))).min(self.rest))
+    }
+}
+
+/// So many different columns are tried as the one that the others are compared with.
+const MOST_COLUMNS: usize = 4;
+
+/// Bound on |h| over the domain.
+fn largest(unit: &Unit, source: &Activation, arithmetic: &Arithmetic, domain: Domain) -> f64 {
+    let z = Interval::new(domain.lo(), domain.hi());
+    let line =
+        |(p, q): (f64, f64), error: f64| arithmetic.round(arithmetic.gate, (point(p) * z + point(q)).inflate(error));
+    let gate = line((unit.weight, unit.bias), unit.gate_error);
+    let s = arithmetic.round(arithmetic.sigma, arithmetic.sigma(source, gate));
+    match unit.up {
+        Some(up) => arithmetic.product(s, line(up, unit.up_error)).mag(),
+        None => arithmetic.round(Rounded::Yes, s).mag(),
     }
 }
 

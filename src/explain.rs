@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::activation::Activation;
-use crate::certificate::{NeuronFile, ResponseFile, TermFile};
+use crate::certificate::{CertificateFile, NeuronFile, ResponseFile, TermFile};
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
 use crate::derive::Rounding;
@@ -76,10 +76,34 @@ pub fn explain(compiled: &Compiled) -> String {
         }
         let _ = writeln!(out);
     }
+    for line in engines(file) {
+        let _ = writeln!(out, "{line}");
+    }
     for warning in warnings(compiled) {
         let _ = writeln!(out, "warning: {warning}");
     }
     out
+}
+
+/// What is proved of engines' arithmetic, in words; nothing if none was asked for.
+pub fn engines(file: &CertificateFile) -> Vec<String> {
+    if file.deployed.is_empty() {
+        return Vec::new();
+    }
+    let norm = file.norm.map_or("∞".into(), short);
+    let tokens = file
+        .calibration
+        .as_ref()
+        .map_or(String::new(), |c| format!(" and within {} times what {} samples show", short(c.margin), c.samples));
+    let head = format!("in engines' arithmetic, through the residual addition, for ‖x‖ ≤ {norm}{tokens}:");
+    let lines = file.deployed.iter().map(|d| {
+        let quiet = d
+            .total
+            .quiet
+            .map_or(String::new(), |q| format!("; where nothing is asked for, ‖x_out − x‖ ≤ {}", short(q)));
+        format!("  {:<30} off the bands ‖error‖ ≤ {}{quiet}", d.arithmetic, short(d.total.outside))
+    });
+    std::iter::once(head).chain(lines).collect()
 }
 
 /// When a gated term counts.
@@ -135,6 +159,7 @@ fn method(s: &Solution, f: &Figures) -> String {
         }
         (Method::Construction, _) => format!("{count}: an identity before rounding"),
         (Method::Steep, _) => format!("{count}: steep enough to look like a kink from where it matters"),
+        (Method::Copies, _) => format!("{count}: steep, in copies whose roundings average out"),
         (Method::Fit, _) => format!("{count}: a minimax fit, nothing exact exists"),
     }
 }

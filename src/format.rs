@@ -61,8 +61,8 @@ impl Format {
     /// The nearest number of the format (ties to even); infinite beyond its range.
     pub fn round(self, x: f64) -> f64 {
         match self {
-            Format::F16 => f16::from_f64(x).to_f64(),
-            Format::Bf16 => bf16::from_f64(x).to_f64(),
+            Format::F16 => f16::from_f32(to_odd(x)).to_f64(),
+            Format::Bf16 => bf16::from_f32(to_odd(x)).to_f64(),
             Format::F32 => f64::from(x as f32),
             Format::F64 => x,
         }
@@ -91,8 +91,8 @@ impl Format {
     /// Appends a number's little-endian bytes, rounded to the format.
     pub fn write(self, x: f64, out: &mut Vec<u8>) {
         match self {
-            Format::F16 => out.extend(f16::from_f64(x).to_le_bytes()),
-            Format::Bf16 => out.extend(bf16::from_f64(x).to_le_bytes()),
+            Format::F16 => out.extend(f16::from_f32(to_odd(x)).to_le_bytes()),
+            Format::Bf16 => out.extend(bf16::from_f32(to_odd(x)).to_le_bytes()),
             Format::F32 => out.extend((x as f32).to_le_bytes()),
             Format::F64 => out.extend(x.to_le_bytes()),
         }
@@ -118,6 +118,18 @@ impl Format {
             Format::F64 => Dtype::F64,
         }
     }
+}
+
+/// An f64 as an f32 from which it can be rounded to a shorter format as if at once: what is inexact becomes the neighbour with an odd last bit,
+/// which is no tie of a shorter format. (Boldo, Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using
+/// rounding to odd", IEEE Transactions on Computers 57, 2008.) half 2.7.1's own conversions from f64 drop the low bits first.
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let bits = near.to_bits();
+    if f64::from(near) == x || bits & 1 == 1 || !near.is_finite() {
+        return near;
+    }
+    f32::from_bits(if f64::from(near).abs() < x.abs() { bits + 1 } else { bits - 1 })
 }
 
 impl fmt::Display for Format {
@@ -165,5 +177,48 @@ impl<'de> serde::Deserialize<'de> for Format {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Just beyond a tie; half 2.7.1 rounds its f64 to the even neighbour, 1.
+    #[test]
+    fn a_tie_and_a_little_more_is_rounded_up() {
+        for (format, unit) in [(Format::Bf16, f64::exp2(-7.0)), (Format::F16, f64::exp2(-10.0))] {
+            for little in [f64::exp2(-30.0), f64::exp2(-44.0), f64::EPSILON] {
+                assert_eq!(format.round(1.0 + unit / 2.0 + little), 1.0 + unit, "{format} {little}");
+                assert_eq!(format.round(1.0 + 1.5 * unit - little), 1.0 + unit, "{format} {little}");
+            }
+            assert_eq!((format.round(1.0 + unit / 2.0), format.round(1.0 + 1.5 * unit)), (1.0, 1.0 + 2.0 * unit));
+            assert_eq!((format.round(1e40), format.round(-0.0).is_sign_negative()), (f64::INFINITY, true));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// No number of the format is nearer: among the neighbours by bit pattern.
+        #[test]
+        fn no_neighbour_is_nearer(bits in any::<u16>(), part in 0.0f64..1.0, at in 0usize..6) {
+            for bf in [true, false] {
+                let of = |b: u16| if bf { bf16::from_bits(b).to_f64() } else { f16::from_bits(b).to_f64() };
+                let (a, b) = (of(bits & 0x7fff), of((bits & 0x7fff).wrapping_add(1)));
+                prop_assume!(a.is_finite() && b.is_finite());
+                let middle = a / 2.0 + b / 2.0;
+                let x = [a + part * (b - a), middle, middle.next_up(), middle.next_down(), a.next_up(), a][at];
+                let even = if bits & 1 == 0 { a } else { b };
+                let want = if x < middle { a } else if x > middle { b } else { even };
+                let format = if bf { Format::Bf16 } else { Format::F16 };
+                prop_assert_eq!(format.round(x), want);
+                prop_assert_eq!(format.round(-x), -want);
+                let mut bytes = Vec::new();
+                format.write(x, &mut bytes);
+                prop_assert_eq!(format.read(&bytes), Some(want));
+            }
+        }
     }
 }

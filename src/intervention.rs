@@ -47,6 +47,7 @@ pub fn options(spec: &Spec) -> Options {
         },
         norm: spec.domain.norm,
         arithmetic: spec.host.arithmetic.clone(),
+        copies: Options::default().copies,
         samples: None,
     }
 }

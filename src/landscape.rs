@@ -44,6 +44,31 @@ pub struct Suprema {
     pub mass_quiet: f64,
 }
 
+impl Deviation {
+    /// Is no figure of another, on the same landscape, beyond these? NaN is.
+    pub fn covers(&self, other: &Deviation) -> bool {
+        let leak = match (self.leak, other.leak) {
+            (Some(own), Some(other)) => other <= own,
+            (own, other) => own == other,
+        };
+        leak && other.epsilon <= self.epsilon
+            && other.epsilon_outside <= self.epsilon_outside
+            && other.overshoot <= self.overshoot
+            && other.mass <= self.mass
+            && other.mass_quiet <= self.mass_quiet
+    }
+
+    /// The larger of each figure.
+    pub fn include(&mut self, other: &Deviation) {
+        self.epsilon = self.epsilon.max(other.epsilon);
+        self.epsilon_outside = self.epsilon_outside.max(other.epsilon_outside);
+        self.overshoot = self.overshoot.max(other.overshoot);
+        self.leak = self.leak.zip(other.leak).map(|(a, b)| a.max(b));
+        self.mass = self.mass.max(other.mass);
+        self.mass_quiet = self.mass_quiet.max(other.mass_quiet);
+    }
+}
+
 /// A part of the domain.
 struct Region {
     lo: f64,
@@ -118,6 +143,21 @@ impl Landscape {
             }
         }
         s
+    }
+
+    /// The regions' ends, from left to right.
+    pub fn ends(&self) -> impl Iterator<Item = [f64; 2]> + '_ {
+        self.regions.iter().map(|r| [r.lo, r.hi])
+    }
+
+    /// What no figure can exceed where, on [lo, hi], the stack's value is within `off` of a line c0 + c1·z and Σ|out·h| ≤ `mass`.
+    pub fn coarse(&self, [lo, hi]: [f64; 2], line: [Interval; 2], off: f64, mass: f64) -> Deviation {
+        let mut d = self.start();
+        d.mass = mass;
+        for r in self.regions.iter().filter(|r| r.lo <= hi && lo <= r.hi) {
+            r.coarse(&mut d, [lo.max(r.lo), hi.min(r.hi)], line, off, mass);
+        }
+        d
     }
 
     /// A cheap test of what [`Landscape::visit`] would do: if the stack's value is within float rounding of `value` (its ends), and
@@ -206,6 +246,36 @@ impl Region {
         let gap = |x: f64, y: f64| (Interval::point(x) - Interval::point(y)).hi().max(0.0);
         let distance = gap(value.hi(), top).max(gap(bottom, value.lo()));
         let distance = if value.is_finite() { distance } else { f64::INFINITY };
+        let sup = if self.banded { &mut d.overshoot } else { &mut d.epsilon_outside };
+        *sup = sup.max(distance);
+        d.epsilon = d.epsilon.max(distance);
+    }
+
+    /// A line's distance from another is largest at an end.
+    fn coarse(&self, d: &mut Deviation, ends: [f64; 2], [c0, c1]: [Interval; 2], off: f64, mass: f64) {
+        let at = |c0: Interval, c1: Interval| ends.map(|z| c0 + c1 * Interval::point(z));
+        let largest = |[a, b]: [Interval; 2]| (Interval::point(a.mag().max(b.mag())) + Interval::point(off)).hi();
+        let value = at(c0, c1);
+        if self.quiet {
+            let leak = if off.is_finite() { largest(value) } else { f64::INFINITY };
+            d.leak = d.leak.map(|l| l.max(leak));
+            d.mass_quiet = d.mass_quiet.max(mass);
+        }
+        let distance = match self.line {
+            Some((t0, t1)) if off.is_finite() => largest(at(c0 - t0, c1 - t1)),
+            _ => f64::INFINITY,
+        };
+        // Within a band, from the members of the hull.
+        let value = value[0].hull(value[1]).inflate(off);
+        let top = self.members.iter().map(|m| m.lo()).fold(f64::NEG_INFINITY, f64::max);
+        let bottom = self.members.iter().map(|m| m.hi()).fold(f64::INFINITY, f64::min);
+        let gap = |x: f64, y: f64| (Interval::point(x) - Interval::point(y)).hi().max(0.0);
+        let apart = if self.members.is_empty() || !value.is_finite() {
+            f64::INFINITY
+        } else {
+            gap(value.hi(), top).max(gap(bottom, value.lo()))
+        };
+        let distance = distance.min(apart);
         let sup = if self.banded { &mut d.overshoot } else { &mut d.epsilon_outside };
         *sup = sup.max(distance);
         d.epsilon = d.epsilon.max(distance);

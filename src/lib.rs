@@ -40,13 +40,13 @@
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | trusted: engines | [`arithmetic`], [`landscape`], [`exhaust`], [`running`], [`tokens`], [`deployed`] |
-//! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`solve`] |
+//! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`dither`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`residuals`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
 //! | what users bring | [`sae`], [`spec`], [`source`], [`intervention`], [`embedded`] |
 //! | checkpoints | [`splice`] |
-//! | what they see | [`inspect`], [`observe`], [`mod@calibrate`], [`explain`], [`panels`], [`report`] |
+//! | what they see | [`inspect`], [`observe`], [`formats`], [`mod@calibrate`], [`explain`], [`panels`], [`report`] |
 //! | | [`error`] |
 //!
 //! `docs/architecture.md`, `docs/mathematics.md` and `docs/certificate.md` in the repository say more.
@@ -66,6 +66,7 @@ pub mod certify;
 pub mod compile;
 pub mod deployed;
 pub mod derive;
+pub mod dither;
 pub mod duals;
 pub mod embedded;
 pub mod error;
@@ -76,6 +77,7 @@ pub mod explain;
 pub mod expr;
 pub mod files;
 pub mod format;
+pub mod formats;
 pub mod gated;
 pub mod gates;
 pub mod gguf;

@@ -15,7 +15,7 @@ use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{
-    band, conditions, counted, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
+    band, conditions, counted, engines, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
 };
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -29,7 +29,7 @@ use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
 use neurograft::splice::{self, Choice, SpliceOptions};
 use neurograft::stack::Form;
-use neurograft::{Error, embedded, files, intervention, source, verify};
+use neurograft::{Error, Options, Target, embedded, files, intervention, source, verify};
 
 /// Compile interventions on a language model's residual stream into certified MLP weights.
 ///
@@ -66,6 +66,14 @@ enum Command {
     Fit(Fit),
     /// Insert a specification's blocks into a checkpoint as decoder layers, or check a spliced checkpoint
     Splice(Splice),
+    /// Tabulate what each number format and engine can guarantee of each response (docs/arithmetic.md)
+    Formats {
+        /// The specification, TOML or JSON; what it says of format, arithmetic, layers and neurons is not used
+        spec: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure residual samples: ranges and norms for a specification, and how many tokens lie in bands and outside of ranges
     Calibrate(Calibrate),
     /// Say what a file or directory is: an SAE, vectors, a block, a checkpoint, a specification
@@ -219,6 +227,7 @@ fn main() -> ExitCode {
         Some(Command::Verify { dir }) => verify_dir(&dir),
         Some(Command::Fit(fit)) => fit.run(),
         Some(Command::Splice(splice)) => splice.run(),
+        Some(Command::Formats { spec, json }) => formats(&spec, json),
         Some(Command::Calibrate(calibrate)) => calibrate.run(),
         Some(Command::Inspect { path }) => inspect(&path).map(|text| {
             say(&text);
@@ -248,7 +257,7 @@ impl Command {
     /// The specification that a command reads.
     fn spec(&self) -> Option<&Path> {
         match self {
-            Command::Compile { spec, .. } | Command::Explain { spec } => Some(spec),
+            Command::Compile { spec, .. } | Command::Explain { spec } | Command::Formats { spec, .. } => Some(spec),
             Command::Splice(splice) => splice.spec.as_deref(),
             Command::Calibrate(calibrate) => calibrate.spec.as_deref(),
             Command::Inspect { path } => Some(path),
@@ -288,20 +297,29 @@ fn outcome_of(c: &Compiled) -> ExitCode {
 
 fn compile_target(spec: &Spec, sae: Option<&Sae>) -> Result<Compiled, Error> {
     let target = intervention::target(spec, sae)?;
-    let bar =
-        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
-    bar.set_style(
-        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} responses, {elapsed}").expect("a valid template"),
-    );
-    let width = target.responses.first().map_or(0, |r| r.write.len());
-    let samples = intervention::samples(spec, width)?;
-    let options = neurograft::Options { samples, ..intervention::options(spec) };
+    let bar = bar();
+    let options = options(spec, &target)?;
     let compiled = compile_with_progress(&target, &options, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
     compiled
+}
+
+fn bar() -> indicatif::ProgressBar {
+    let bar =
+        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
+    bar.set_style(
+        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} responses, {elapsed}").expect("a valid template"),
+    );
+    bar
+}
+
+fn options(spec: &Spec, target: &Target) -> Result<Options, Error> {
+    let width = target.responses.first().map_or(0, |r| r.write.len());
+    let samples = intervention::samples(spec, width)?;
+    Ok(Options { samples, ..intervention::options(spec) })
 }
 
 fn load(path: &Path) -> Result<Compiled, Error> {
@@ -398,6 +416,31 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
     Ok(outcome_of(&compiled))
 }
 
+/// What each number format and engine can guarantee of each response.
+fn formats(path: &Path, json: bool) -> Outcome {
+    let spec = Spec::read(path)?;
+    let target = intervention::target(&spec, intervention::open(&spec)?.as_ref())?;
+    let options = options(&spec, &target)?;
+    let bar = bar();
+    bar.set_length(target.responses.len() as u64);
+    let mut all = Vec::with_capacity(target.responses.len());
+    for response in &target.responses {
+        all.push(neurograft::formats::guarantees(response, &options)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if json {
+        say(&(serde_json::to_string_pretty(&all).expect("finite numbers") + "\n"));
+    } else {
+        all.iter().for_each(|g| say(&format!("{g}\n")));
+        say(
+            "error: bound on ‖written − c(z)·v‖/‖v‖ farther than the band from where c jumps; * nothing has fewer neurons and layers, a narrower \
+             band and a smaller error\nwhere 0: bound on ‖x_out − x‖ where c is 0 all around; -: no such x, or nothing proved\n",
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn verify_dir(dir: &Path) -> Outcome {
     let verified = verify::verify(dir)?;
     let file = &verified.file;
@@ -413,6 +456,7 @@ fn verify_dir(dir: &Path) -> Outcome {
         say(&format!("{name}\n"));
         lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
+    engines(file).iter().for_each(|line| say(&format!("{line}\n")));
     Ok(ExitCode::SUCCESS)
 }
 

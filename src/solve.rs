@@ -139,6 +139,8 @@ pub enum Method {
     Construction,
     /// an identity of relu, with a steep smooth activation in its place
     Steep,
+    /// steep neurons in copies, whose roundings in 16 bits average out
+    Copies,
     /// a minimax fit
     Fit,
 }
@@ -246,6 +248,22 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
         field.enter(Candidate { stack, ideal: None, method: Method::Construction, alternations: None })?;
     }
     Ok(field.all.unwrap_or_default())
+}
+
+/// Does a stack keep to the limits?
+pub fn within(stack: &Stack<f64>, budget: &Budget) -> bool {
+    over_limit(stack, budget).is_none()
+}
+
+/// A stack of a caller's own, certified before it is rounded; `None` where it exceeds the budgets, or nothing can be proved of it.
+///
+/// Errors: those of [`solve`].
+pub fn judged(request: &Request<'_>, stack: Stack<f64>, method: Method) -> Result<Option<Solution>> {
+    request.budget.check()?;
+    let (_, delta) = band(request)?;
+    let mut field = Field::new(request, delta);
+    field.enter(Candidate { stack, ideal: None, method, alternations: None })?;
+    Ok(field.best)
 }
 
 /// The target's jumps, and the band that they are given.

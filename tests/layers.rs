@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 54] = [
+const ORDER: [&str; 56] = [
     "error",
     "interval",
     "rational",
@@ -30,6 +30,7 @@ const ORDER: [&str; 54] = [
     "landscape",
     "exhaust",
     "running",
+    "dither",
     "solve",
     "files",
     "tensors",
@@ -51,6 +52,7 @@ const ORDER: [&str; 54] = [
     "source",
     "intervention",
     "verify",
+    "formats",
     "explain",
     "splice",
     "inspect",
@@ -85,7 +87,7 @@ const TRUSTED: [&str; 18] = [
 ];
 
 /// What the certifier must not know, not even through others.
-const SOLVERS: [&str; 5] = ["canonical", "exact", "minimax", "duals", "solve"];
+const SOLVERS: [&str; 6] = ["canonical", "exact", "minimax", "duals", "dither", "solve"];
 
 /// The one module with `unsafe`: it maps files into memory.
 const MAPS_MEMORY: &str = "tensors";

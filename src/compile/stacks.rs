@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use super::{Options, Part, lower};
+use super::{Options, Part, engines, lower};
 use crate::certify::Status;
 use crate::derive::{Reading, ResponseProof, derive};
 use crate::error::{At, Result};
-use crate::solve::{Budget, Method, Request, Solution, constructed, like, solve};
+use crate::solve::{Budget, Method, Request, Solution, constructed, judged, like, solve};
 
 /// A stack, and what was derived of its rows and columns where there is a bound on ‖x‖.
 type Solved = (Solution, Option<ResponseProof>);
@@ -58,13 +58,13 @@ pub(super) fn solve_all(
     parts.par_iter().enumerate().map(follow).collect()
 }
 
-struct Solver<'a> {
-    options: &'a Options,
-    hidden_size: usize,
+pub(super) struct Solver<'a> {
+    pub options: &'a Options,
+    pub hidden_size: usize,
 }
 
 impl Solver<'_> {
-    fn request<'p>(&'p self, part: &'p Part<'_>) -> Request<'p> {
+    pub(super) fn request<'p>(&'p self, part: &'p Part<'_>) -> Request<'p> {
         let options = self.options;
         // Rows β·w and biases β·b + γ must stay within the format's range, γ being at most β times what z takes.
         let pre = part.response.pre_activations.get(part.index);
@@ -118,9 +118,28 @@ impl Solver<'_> {
         Ok((proof.rounding.as_ref().map_or(f64::INFINITY, |r| r.outside / length), proof))
     }
 
-    /// The best stack for one response. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
-    /// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
+    /// The best certified stack for one response, in real arithmetic and in the engines' that are asked for.
     fn solve(&self, part: &Part<'_>) -> Result<Solved> {
+        let (best, proof) = self.for_rounding(part)?;
+        let request = self.request(part);
+        let limit = [self.options.copies];
+        let copies =
+            match engines::choose(part, &request, &best, self.options, self.hidden_size, &limit)?.pop().flatten() {
+                Some(stack) => judged(&request, stack, Method::Copies)?,
+                None => None,
+            };
+        match copies {
+            Some(copies) => {
+                let (_, proof) = self.lowered(part, &copies)?;
+                Ok((copies, Some(proof)))
+            }
+            None => Ok((best, proof)),
+        }
+    }
+
+    /// The best stack for one response in real arithmetic. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
+    /// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
+    pub(super) fn for_rounding(&self, part: &Part<'_>) -> Result<Solved> {
         let request = self.request(part);
         let best = solve(&request)?;
         let (Some(_), Some(tolerance)) = (self.options.norm, self.options.budget.tolerance) else {
@@ -149,7 +168,9 @@ impl Solver<'_> {
         else {
             return Ok(None);
         };
-        if leader.certificate.status() == Status::BestEffort {
+        // Copies are placed on each row's own lattice.
+        let own = self.options.short_rows().next().is_some();
+        if own || leader.certificate.status() == Status::BestEffort {
             return Ok(None);
         }
         let Some((ideal, stack)) = like(&self.request(part), recipe)? else { return Ok(None) };

@@ -80,6 +80,9 @@ pub fn deploy_two(
     Ok(Deployed { arithmetic: arithmetic.name.into(), responses, terms, total })
 }
 
+/// A factor that is off by more than this at a band's edge makes no gate.
+const AJAR: f64 = 0.25;
+
 /// A guard's row in the engine.
 struct Guard {
     /// by how much ℓ is off
@@ -309,6 +312,15 @@ impl Known<'_> {
         let f = gate.factor(&arguments, usize::from(vanishing.is_some()));
         if !(f.on.is_finite() && f.off.is_finite() && f.largest.is_finite()) {
             return Err(Error::unsupported(format!("the gate is not bounded in {}", arithmetic.name)));
+        }
+        if f.on > AJAR || f.off > AJAR {
+            return Err(Error::unsupported(format!(
+                "in {} the gate does not shut within the band of {}: its factor is off by {:.2} there, where it should be 0 or 1",
+                arithmetic.name,
+                g.delta,
+                f.on.max(f.off)
+            ))
+            .help("guards grow like their slope times ‖x‖, and f16 ends at 65,504: choose bf16 or f32, a smaller domain.norm or a wider band"));
         }
         let mut bands = vec![0.0; g.guards.len()];
         for i in &banded {

@@ -6,7 +6,7 @@ use nalgebra::DVector;
 
 use crate::carriers::{Carriers, Kind};
 use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
-use crate::explain::{band, warnings};
+use crate::explain::{band, engines, warnings};
 use crate::host::Host;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
@@ -180,6 +180,9 @@ pub(super) fn plan(plan: &Plan) -> String {
                 let _ =
                     writeln!(out, "of this, the carriers: x is read {lo} to {hi} times, and {residue} is left behind");
             }
+        }
+        for line in engines(&site.compiled.certificate) {
+            let _ = writeln!(out, "{line}");
         }
     }
     out
@@ -389,10 +392,15 @@ fn card(plan: &Plan, about: About) -> String {
                 site.norm.map_or("∞".into(), |n| n.to_string())
             ));
         }
+        if let Some((head, lines)) = engines(&site.compiled.certificate).split_first() {
+            add(&format!("Proved {head}\n"));
+            lines.iter().for_each(|line| add(&format!("* {}", line.split_whitespace().collect::<Vec<_>>().join(" "))));
+            add("");
+        }
     }
     add(
         "Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
-         the stated ranges; an engine's own rounding comes on top. Statuses: Exact and ExactOutside (an identity, outside of \
+         the stated ranges; an engine's own rounding comes on top, unless the engine is named above. Statuses: Exact and ExactOutside (an identity, outside of \
          bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same). Figures are rounded to \
          three digits here; certificate.json has them in full, and its w, b and v are what z, z_1, … and the writes are.\n",
     );

@@ -7,6 +7,7 @@ The features are those of tests/data/smollm2-l15; the model is a random Llama of
 SmolLM2's residuals, the first token's 25,000 among them.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -33,9 +34,13 @@ value = 20
 feature = 10
 action = "ablate"
 gate = 12
+[host]
+arithmetic = ["transformers-cuda-{format}"{split}]
 [domain]
-norm = 30000
+norm = {norm}
 """
+# Carriers for every token, the first ones too; bounds for those of usual norms.
+NORMS = {"": 30_000, "bounds-": 250}
 
 
 def make(folder: Path):
@@ -51,14 +56,16 @@ def make(folder: Path):
         model.model.embed_tokens.weight.normal_(0, 7.0)
         model.model.embed_tokens.weight[0] *= 150
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.toml").write_text(SPEC.format(sae=SAE))
     command = os.environ.get("NEUROGRAFT", REPOSITORY / "target/release/neurograft")
     for name, dtype in FORMATS.items():
         model.to(dtype).save_pretrained(folder / f"source-{name}")
-        source, output = folder / f"source-{name}", folder / name
-        splice = [command, "splice", folder / "spec.toml", "--model", source, "--output", output, "--force", "--no-selftest"]
-        # 3: a tolerance of 1e-3 is out of reach of bf16 weights.
-        assert subprocess.run(splice, stdout=subprocess.DEVNULL).returncode in (0, 3)
+        source = folder / f"source-{name}"
+        split = ', "transformers-cuda-split-bf16"' if name == "bf16" else ""
+        for kind, norm in NORMS.items():
+            (folder / "spec.toml").write_text(SPEC.format(sae=SAE, format=name, split=split, norm=norm))
+            splice = [command, "splice", folder / "spec.toml", "--model", source, "--output", folder / f"{kind}{name}", "--force", "--no-selftest"]
+            # 3: a tolerance of 1e-3 is out of reach of bf16 weights.
+            assert subprocess.run(splice, stdout=subprocess.DEVNULL).returncode in (0, 3)
 
 
 def norms_are_exact() -> bool:
@@ -78,14 +85,32 @@ def norms_are_exact() -> bool:
 
 
 def run(folder: Path):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = allowed
+        print("reduced-precision reductions allowed:", allowed)
+        judge(folder, "-split" if allowed else "")
+
+
+def bounds(folder: Path, arithmetic: str) -> tuple[float, float, float]:
+    """Certified: off the bands, where nothing is asked for, and how wide the widest band is."""
+    (path,) = folder.rglob("certificate.json")
+    certificate = json.loads(path.read_text())
+    (proved,) = [d for d in certificate["deployed"] if d["arithmetic"] == arithmetic]
+    stacks = [c["certificate"]["delta"] + d["delta_rows"] for c, d in zip(certificate["responses"], proved["responses"])]
+    quiet = proved["total"]["quiet"]
+    band = max([0.0, *stacks, *(b for term in proved["terms"] for b in term["bands"])])
+    return proved["total"]["outside"], float("inf") if quiet is None else quiet, band
+
+
+def judge(folder: Path, split: str):
     from transformers import LlamaForCausalLM
 
-    torch.backends.cuda.matmul.allow_tf32 = False
     sae = load_file(SAE / "sae_weights.safetensors")
     w, b, d, threshold = (sae[key].double() for key in ("W_enc", "b_enc", "W_dec", "threshold"))
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "norms exact:", norms_are_exact())
-    for name, dtype in FORMATS.items():
-        model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype).cuda().eval()
+    for kind, name, dtype in ((kind, *f) for kind in NORMS for f in FORMATS.items()):
+        model = LlamaForCausalLM.from_pretrained(folder / f"{kind}{name}", dtype=dtype).cuda().eval()
         ids = torch.randint(1, 3000, (16, 40), generator=torch.Generator().manual_seed(3))
         ids[:, 0] = 0
         seen = {}
@@ -118,6 +143,14 @@ def run(folder: Path):
             f"(rounding the exact result: {rounding[changed].mean():.2e}, {rounding[changed].max():.2e}); "
             f"{int(idle.sum())} idle, {int((y != x).any(1)[idle].sum())} disturbed; padding {padding}"
         )
+        if kind:
+            outside, quiet, band = bounds(folder / f"{kind}{name}", f"transformers-cuda{split if name == 'bf16' else ''}-{name}")
+            off = ((z[:, list(on)] - threshold[list(on)]).abs() > band).all(1) & (norm <= NORMS[kind])
+            worst = (y - exact).norm(dim=1)[off].max().item() if off.any() else 0.0
+            moved = (y - x).norm(dim=1)[off & idle].max().item() if (off & idle).any() else 0.0
+            print(f"    {int(off.sum())} tokens off the bands: error {worst:.3g}, certified {outside:.3g}; idle ones moved {moved:.3g}, certified {quiet:.3g}")
+            assert worst <= outside and moved <= quiet, "a token is beyond its bound"
+            continue
         assert padding == 0 and not (y != x).any(1)[idle].any()
         assert error[changed].max() <= (1.5 * 1.3e-7 if name == "f32" else 2 * rounding[changed].max())
 

@@ -19,6 +19,7 @@ GROUPS = {
     "vllm": "run_vllm",
     "ranks": "run_ranks",
     "cost": "run_cost",
+    "bounds": "run_bounds",
 }
 
 
