@@ -16,7 +16,7 @@
 //! a ≥ b: not (b > a)
 //! ```
 //!
-//! What is said of one pre-activation is brought together first: see [`set`].
+//! What is said of one pre-activation is brought together first: see `condition/set.rs`.
 
 use std::collections::BTreeMap;
 
