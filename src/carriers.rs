@@ -393,7 +393,10 @@ fn too_large(stream: Format, serves: f64) -> Error {
     Error::unsupported(format!(
         "constants that dominate residuals of this norm are beyond an {stream} stream, which serves norms up to {serves:.0}"
     ))
-    .help("give a smaller domain.norm and exclude the tokens beyond it, or use a checkpoint in bf16 or f32")
+    .help(match stream {
+        Format::F16 => "give a smaller domain.norm and exclude the tokens beyond it, or use a checkpoint in bf16 or f32",
+        _ => "give a smaller domain.norm: residuals have norms of some hundreds, a sequence's first token tens of thousands",
+    })
 }
 
 /// n as a sum of at least `count` powers of four, as few as possible; their square roots. None where there are too few units.

@@ -507,8 +507,12 @@ impl Intervention {
 fn only(mut specs: Vec<Spec>) -> Result<Spec> {
     match specs.len() {
         1 => Ok(specs.remove(0)),
-        n => Err(Error::input(format!("{n} sites where one is wanted"))
-            .help("`splice` takes several sites; for `compile` and `explain` write one specification for each")),
+        n => {
+            let what = if specs.iter().any(|s| s.step > 0) { "steps of a sequence" } else { "sites" };
+            Err(Error::input(format!("{n} {what} where one is wanted")).help(format!(
+                "`splice` takes several {what}; for `compile` and `explain` write one specification for each"
+            )))
+        }
     }
 }
 

@@ -552,7 +552,7 @@ fn a_sequence_is_one_specification_a_step() {
     let specs = Spec::parse_all_toml(&format!("sequence = true\n{text}")).unwrap();
     assert_eq!(specs.iter().map(|s| (s.step, s.interventions.len())).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
     let refused = Spec::parse_toml(&format!("sequence = true\n{text}")).unwrap_err().to_string();
-    assert!(refused.contains("2 sites where one is wanted"), "{refused}");
+    assert!(refused.contains("2 steps of a sequence where one is wanted"), "{refused}");
 }
 
 fn refusal(w: &World, entries: &str) -> String {
