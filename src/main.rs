@@ -297,23 +297,10 @@ fn outcome_of(c: &Compiled) -> ExitCode {
 
 fn compile_target(spec: &Spec, sae: Option<&Sae>) -> Result<Compiled, Error> {
     let target = intervention::target(spec, sae)?;
-    let bar = bar();
     let options = options(spec, &target)?;
-    let compiled = compile_with_progress(&target, &options, &|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    compiled
-}
-
-fn bar() -> indicatif::ProgressBar {
-    let bar =
-        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
-    bar.set_style(
-        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} responses, {elapsed}").expect("a valid template"),
-    );
-    bar
+    shown(|progress| {
+        compile_with_progress(&target, &options, &|done, all| progress("responses", done as u64, all as u64))
+    })
 }
 
 fn options(spec: &Spec, target: &Target) -> Result<Options, Error> {
@@ -421,14 +408,14 @@ fn formats(path: &Path, json: bool) -> Outcome {
     let spec = Spec::read(path)?;
     let target = intervention::target(&spec, intervention::open(&spec)?.as_ref())?;
     let options = options(&spec, &target)?;
-    let bar = bar();
-    bar.set_length(target.responses.len() as u64);
-    let mut all = Vec::with_capacity(target.responses.len());
-    for response in &target.responses {
-        all.push(neurograft::formats::guarantees(response, &options)?);
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
+    let count = target.responses.len() as u64;
+    let all = shown(|progress| {
+        let one = |(done, response)| {
+            progress("responses", done, count);
+            neurograft::formats::guarantees(response, &options)
+        };
+        (0..).zip(&target.responses).map(one).collect::<Result<Vec<_>, Error>>()
+    })?;
     if json {
         say(&(serde_json::to_string_pretty(&all).expect("finite numbers") + "\n"));
     } else {
@@ -671,17 +658,7 @@ impl Fit {
 
 /// The front of a request, with progress on standard error.
 fn front(request: &Request<'_>) -> Result<Vec<Solution>, Error> {
-    let bar =
-        if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
-    bar.set_style(
-        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} searches, {elapsed}").expect("a valid template"),
-    );
-    let found = pareto(request, &|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    found
+    shown(|progress| pareto(request, &|done, all| progress("searches", done as u64, all as u64)))
 }
 
 /// One line for each stack of a front.

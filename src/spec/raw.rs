@@ -189,6 +189,8 @@ impl Spec {
 
 /// Refuses what is said twice, and bands that leave nothing of a range.
 fn sensible(spec: super::Spec, sequence: bool) -> Result<super::Spec> {
+    // Entries that are the same have the same subject: thousands of features are not compared with one another.
+    let mut before: BTreeMap<&Subject, Vec<usize>> = BTreeMap::new();
     for (k, i) in spec.interventions.iter().enumerate() {
         let place = || format!("intervention {} ({})", k + 1, i.label());
         let (range, band) = (spec.range_of(i), spec.band_of(i));
@@ -202,11 +204,13 @@ fn sensible(spec: super::Spec, sequence: bool) -> Result<super::Spec> {
             .help("within a band of a jump nothing is promised: it should be small beside the range, as 0.01 is"));
         }
         // Steps may repeat; what is done at once would be done twice over.
-        if let Some(first) = spec.interventions[..k].iter().position(|j| j == i).filter(|_| !sequence) {
+        let alike = before.entry(&i.subject).or_default();
+        if let Some(first) = alike.iter().find(|j| spec.interventions[**j] == *i).filter(|_| !sequence) {
             return Err(Error::input(format!("the same as intervention {}", first + 1))
                 .at(place())
                 .help("all interventions read the same x and their writes add up; say twice the effect in one entry"));
         }
+        alike.push(k);
     }
     Ok(spec)
 }
