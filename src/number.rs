@@ -62,7 +62,7 @@ impl Number {
         self.enclosure
     }
 
-    /// The nearest float (ties away from the even rule do not matter: nothing rigorous uses it).
+    /// The nearest float, ties to even.
     pub fn to_f64(&self) -> f64 {
         self.nearest
     }
@@ -110,7 +110,7 @@ impl From<i64> for Number {
     }
 }
 
-/// The end of the enclosure that is nearer; the finite one beyond the largest float.
+/// The end of the enclosure that is nearer, the even one of two that are as near; the finite one beyond the largest float.
 fn nearest(x: &Rational, enclosure: Interval) -> f64 {
     let (lo, hi) = (enclosure.lo(), enclosure.hi());
     if lo == hi || !hi.is_finite() {
@@ -120,7 +120,12 @@ fn nearest(x: &Rational, enclosure: Interval) -> f64 {
         return hi;
     }
     let (l, h) = (Rational::from_float(lo).expect("finite"), Rational::from_float(hi).expect("finite"));
-    if x - l <= h - x { lo } else { hi }
+    let even = if lo.to_bits().is_multiple_of(2) { lo } else { hi };
+    match (x - l).cmp(&(h - x)) {
+        Ordering::Less => lo,
+        Ordering::Equal => even,
+        Ordering::Greater => hi,
+    }
 }
 
 fn enclose(x: &Rational) -> Interval {

@@ -149,7 +149,7 @@ impl Rational {
     }
 
     /// Of a number m·2^e that is no float, and away from the ends of the range: the floats below and above, and the nearer of
-    /// the two (the one below if both are as near).
+    /// the two (the even one if both are as near).
     pub fn between_floats(&self) -> Option<(f64, f64, f64)> {
         let (m, e) = match &self.0 {
             Dyadic(m, e) => (m.unsigned_abs(), i64::from(*e)),
@@ -172,11 +172,8 @@ impl Rational {
         let (head, tail, half) = (m >> dropped, m & ((1 << dropped) - 1), 1 << (dropped - 1));
         let unit = 2f64.powi(exponent as i32);
         let (inner, outer) = (head as f64 * unit, (head + 1) as f64 * unit);
-        Some(if self.is_negative() {
-            (-outer, -inner, if tail >= half { -outer } else { -inner })
-        } else {
-            (inner, outer, if tail <= half { inner } else { outer })
-        })
+        let near = if tail < half || tail == half && head % 2 == 0 { inner } else { outer };
+        Some(if self.is_negative() { (-outer, -inner, -near) } else { (inner, outer, near) })
     }
 
     /// Is it 0?

@@ -26,6 +26,21 @@ fn ranges_have_two_ends() {
     }
 }
 
+/// A decimal half-way between two floats means the one that it was read as: the even one.
+#[test]
+fn ties_go_to_the_even_float() {
+    for x in [1.59237980845198e17, -1.59237980845198e17, 9007199254740993.0, 9007199254740995.0] {
+        let number: Number = format!("{x:e}").parse().unwrap();
+        assert_eq!(number.to_f64(), x);
+    }
+    let exactly = |text: &str| text.parse::<Number>().unwrap().to_f64();
+    assert_eq!((exactly("9007199254740993"), exactly("9007199254740995")), (9007199254740992.0, 9007199254740996.0));
+    assert_eq!(
+        (exactly("-9007199254740993"), exactly("-9007199254740995")),
+        (-9007199254740992.0, -9007199254740996.0)
+    );
+}
+
 /// Steps may repeat; what happens at once is said once.
 #[test]
 fn nothing_is_said_twice() {
