@@ -68,7 +68,9 @@ impl Poly {
         let n = self.0.len().max(o.0.len());
         Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
     }
-    fn scale(&self, k: &Rational) -> Poly {
+    /// Multiple.
+    #[must_use]
+    pub fn scale(&self, k: &Rational) -> Poly {
         if k.is_one() {
             return self.clone();
         }

@@ -98,14 +98,15 @@ impl Block {
         let row_major = |m: &DMatrix<f64>| {
             // Columns lie together in memory: threads take many rows in a row.
             const TOGETHER: usize = 256;
-            let some = |k: usize| {
+            let row = m.ncols() * self.format.bytes();
+            let mut bytes = vec![0; m.nrows() * row];
+            bytes.par_chunks_mut((TOGETHER * row).max(1)).enumerate().for_each(|(k, out)| {
                 let rows = k * TOGETHER..m.nrows().min((k + 1) * TOGETHER);
-                let mut bytes = Vec::with_capacity(rows.len() * m.ncols() * self.format.bytes());
-                rows.for_each(|r| (0..m.ncols()).for_each(|c| self.format.write(m[(r, c)], &mut bytes)));
-                bytes
-            };
-            let parts: Vec<Vec<u8>> = (0..m.nrows().div_ceil(TOGETHER)).into_par_iter().map(some).collect();
-            (vec![m.nrows(), m.ncols()], parts.concat())
+                let mut some = Vec::with_capacity(out.len());
+                rows.for_each(|r| (0..m.ncols()).for_each(|c| self.format.write(m[(r, c)], &mut some)));
+                out.copy_from_slice(&some);
+            });
+            (vec![m.nrows(), m.ncols()], bytes)
         };
         let vector = |v: &DVector<f64>| {
             let mut bytes = Vec::with_capacity(v.len() * self.bias_format.bytes());

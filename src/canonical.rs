@@ -89,9 +89,13 @@ impl PiecewisePolynomial {
     }
 
     /// The same function with each jump replaced by a straight ramp over [θ − radius, θ + radius]; jumps whose ramps
-    /// would overlap share one.
+    /// would overlap share one. `quotient` makes a ramp's slope, exactly or nearly.
     #[must_use]
-    pub fn ramped(&self, radius: &Rational) -> PiecewisePolynomial {
+    pub fn ramped(
+        &self,
+        radius: &Rational,
+        quotient: &dyn Fn(&Rational, &Rational) -> Rational,
+    ) -> PiecewisePolynomial {
         let jumps = self.jumps();
         let mut groups: Vec<(Rational, Rational)> = Vec::new();
         for (z, _) in &jumps {
@@ -121,7 +125,7 @@ impl PiecewisePolynomial {
             }
             let (left, right) = (at(l, true), at(h, false));
             let (a, b) = (left.value(l), right.value(h));
-            let slope = (&b - &a) / (h - l);
+            let slope = quotient(&(&b - &a), &(h - l));
             let offset = &a - &slope * l;
             *polys.last_mut().expect("not empty") = left;
             knots.push(l.clone());
@@ -164,12 +168,12 @@ mod tests {
 
     #[test]
     fn ramps_meet_both_sides() {
-        let p = of("jumprelu(z, 2)").ramped(Number::ratio(1, 4).exact());
+        let p = of("jumprelu(z, 2)").ramped(Number::ratio(1, 4).exact(), &|x, y| x / y);
         assert_eq!(p.knots.len(), 2);
         assert!(p.jumps().is_empty());
         assert_eq!(Number::from(p.polys[1].coefficient(1)), Number::ratio(9, 2));
         // Two jumps closer than their ramps share one.
-        let p = of("step(z) - step(z - 1/4)").ramped(Number::ratio(1, 4).exact());
+        let p = of("step(z) - step(z - 1/4)").ramped(Number::ratio(1, 4).exact(), &|x, y| x / y);
         assert!(p.jumps().is_empty() && p.knots.is_empty(), "{p:?}");
     }
 

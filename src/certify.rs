@@ -12,38 +12,30 @@
 //! Method. Target and stack are cut at all of their knots, in exact rational arithmetic; on each piece the error is a
 //! normal form, in which all that cancels has cancelled exactly ([`crate::algebra`]).
 //! * A polynomial error of degree ≤ 2 has its supremum at an end or at the vertex: exact rational arithmetic.
-//! * Otherwise best-first branch and bound in outward-rounded intervals. On a box of width h a function F satisfies
-//!   F ≤ max(F(l), F(r)) + h²/8·max(0, −inf F″) (the error of linear interpolation), F ≤ max(F(l), F(r)) where 0 ∉ F′,
-//!   F ≤ (F(l) + F(r))/2 + h/2·sup|F′|, and F ≤ sup F by natural extension; the least of these counts.
+//! * Otherwise branch and bound in outward-rounded intervals (`suprema`).
 //! * The hull's ends are enclosed through members of it: φ(z), φ(z ± δ) and the values at φ's special points within δ.
 //!   Each member bounds the hull from inside, so any choice is sound; these make it tight.
 //! * Towards ±∞ the normal form is a polynomial plus atoms that vanish at a known rate ([`crate::atom`]).
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+mod suprema;
 
 use serde::{Deserialize, Serialize};
 
-use crate::algebra::{Normal, Poly, enclose};
+use self::suprema::{Candidate, Stretch, distinct, supremum};
+use crate::algebra::{Normal, enclose};
 use crate::atom::Decay;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
-use crate::piecewise::{Form, Piece, Program, Region, Term, cut, jet_of, quadratic_supremum, resolve, value_of};
+use crate::piecewise::{Form, Piece, Program, Region, cut, resolve};
 use crate::rational::Rational;
 use crate::stack::{IdealStack, Stack};
 
 /// Branch and bound stops when the upper bound is within this factor of a value that is attained.
 const RELATIVE_GAP: f64 = 2e-7;
 /// The same for targets with jumps.
-const BANDED_GAP: f64 = 1e-5;
-/// The same for errors at rounding level, which converge more slowly: still inside a tightness of 1.001.
-const ROUNDING_GAP: f64 = 3e-4;
-/// … or after this many boxes: the bound is then valid but wider.
-const MAX_BOXES: usize = 400_000;
-/// Boxes first end at this argument of an atom on either side of 0: e^−40 ≈ 4e−18.
-const KNEE: f64 = 40.0;
+const BANDED_GAP: f64 = 1e-4;
 /// Beyond this argument an atom counts as a remainder; e^−60 ≈ 9e−27.
 const TAIL_ARGUMENT: f64 = 60.0;
 /// The same for atoms that vanish like 1/u.
@@ -359,7 +351,7 @@ impl<'a> Problem<'a> {
                     }
                 }
                 piece.forms.clear();
-                let stretch = Stretch { lo: l, hi: h, candidates };
+                let stretch = Stretch { lo: l, hi: h, candidates: distinct(candidates) };
                 if in_band { parts.bands.push(stretch) } else { parts.hull.push(stretch) }
             }
         }
@@ -391,7 +383,7 @@ impl<'a> Problem<'a> {
                 parts.leak_seen = true;
             }
         }
-        // Bands are wide beside what a sixth digit says.
+        // Bands are wide beside what a fifth digit says.
         let gap = if banded { BANDED_GAP } else { RELATIVE_GAP };
         let supremum = |stretches: &[Stretch], floor: f64| supremum(stretches, eta, floor, gap);
         let leak = parts.leak_seen.then(|| supremum(&parts.leak, 0.0).max(tail_leak));
@@ -401,8 +393,9 @@ impl<'a> Problem<'a> {
         let figures = if banded {
             let overshoot = supremum(&parts.bands, 0.0);
             let ends = supremum(&parts.ends, overshoot);
-            // What is below the overshoot anyway is not worth a search of its own.
-            let hull = supremum(&parts.hull, ends.max(tail_hull.min(outside))).min(outside);
+            // What is below the overshoot anyway is not worth a search of its own: off the bands φ itself is in the hull.
+            let below = outside <= ends * (1.0 + gap);
+            let hull = if below { outside } else { supremum(&parts.hull, ends.max(tail_hull)).min(outside) };
             Figures {
                 status: nil,
                 delta,
@@ -720,47 +713,6 @@ impl ZeroSet {
     }
 }
 
-/// φ̂ minus one member of the hull.
-#[derive(Clone)]
-struct Candidate {
-    form: Form,
-    /// Does it bound φ̂ from above the hull (sup of the form)?
-    upper: bool,
-    /// … and from below (sup of minus the form)?
-    lower: bool,
-}
-
-/// A finite closed interval with the candidates that are valid on all of it.
-struct Stretch {
-    lo: Rational,
-    hi: Rational,
-    candidates: Vec<Candidate>,
-}
-
-impl Stretch {
-    /// The same with η|z| taken off: a line on either side of 0, so that what grows like η|z| cancels exactly. (Bounded
-    /// apart, η|z| would leave a plateau that takes boxes without end.)
-    fn tilted(&self, eta: f64) -> Vec<Stretch> {
-        let eta = Rational::from_float(eta).expect("finite");
-        let zero = Rational::zero();
-        let mut ends = vec![self.lo.clone(), self.hi.clone()];
-        if self.lo < zero && zero < self.hi {
-            ends.insert(1, zero.clone());
-        }
-        let part = |e: &[Rational]| {
-            let slope = if e[1] <= zero { -&eta } else { eta.clone() };
-            let line = |slope: Rational| Form::Normal(Poly::line(slope, zero.clone()).into());
-            let tilt = |c: &Candidate| {
-                let up = Candidate { form: c.form.clone().minus(line(slope.clone())), upper: true, lower: false };
-                let down = Candidate { form: c.form.clone().minus(line(-&slope)), upper: false, lower: true };
-                [c.upper.then_some(up), c.lower.then_some(down)].into_iter().flatten()
-            };
-            Stretch { lo: e[0].clone(), hi: e[1].clone(), candidates: self.candidates.iter().flat_map(tilt).collect() }
-        };
-        ends.windows(2).map(part).collect()
-    }
-}
-
 #[derive(Default)]
 struct Parts {
     /// |φ̂ − φ| off the bands
@@ -774,272 +726,6 @@ struct Parts {
     /// |φ̂| where φ vanishes
     leak: Vec<Stretch>,
     leak_seen: bool,
-}
-
-/// Upper bound of max(`floor`, sup over the stretches of max(min_upper F, min_lower −F) − η|z|), floor ≥ 0.
-fn supremum(stretches: &[Stretch], eta: f64, floor: f64, gap: f64) -> f64 {
-    let tilted: Vec<Stretch>;
-    let stretches = if eta == 0.0 {
-        stretches
-    } else {
-        tilted = stretches.iter().flat_map(|s| s.tilted(eta)).collect();
-        &tilted
-    };
-    let mut search = Search { best: 0.0, exact: floor, heap: BinaryHeap::new(), sections: Vec::new(), gap };
-    for s in stretches {
-        let (up_done, down_done) = search.exact_side(s);
-        if !(up_done && down_done) {
-            search.add(s, !up_done, !down_done);
-        }
-    }
-    search.run()
-}
-
-/// Programs that share one smooth piece.
-struct Section {
-    programs: Vec<(Program, bool, bool)>,
-    /// have all the same terms?
-    common: bool,
-}
-
-impl Section {
-    fn new(programs: Vec<(Program, bool, bool)>) -> Section {
-        let common = Program::common(programs.iter().map(|p| &p.0)).is_some();
-        Section { programs, common }
-    }
-
-    fn terms(&self) -> Option<&[Term]> {
-        if self.common { Program::common(self.programs.iter().take(1).map(|p| &p.0)) } else { None }
-    }
-
-    fn values(&self, z: Interval) -> Vec<Interval> {
-        let terms = self.terms().map(|t| value_of(t, z));
-        let value = |p: &Program| terms.map_or_else(|| p.value(z), |t| p.value_with(t, z));
-        self.programs.iter().map(|p| value(&p.0)).collect()
-    }
-}
-
-struct Box1 {
-    bound: f64,
-    /// Width of the enclosures at the ends: splitting cannot resolve less.
-    noise: f64,
-    section: usize,
-    l: f64,
-    r: f64,
-    at_l: Vec<Interval>,
-    at_r: Vec<Interval>,
-}
-
-impl PartialEq for Box1 {
-    fn eq(&self, o: &Self) -> bool {
-        self.cmp(o) == Ordering::Equal
-    }
-}
-impl Eq for Box1 {}
-impl PartialOrd for Box1 {
-    fn partial_cmp(&self, o: &Self) -> Option<Ordering> {
-        Some(self.cmp(o))
-    }
-}
-impl Ord for Box1 {
-    fn cmp(&self, o: &Self) -> Ordering {
-        self.bound.total_cmp(&o.bound).then_with(|| o.l.total_cmp(&self.l))
-    }
-}
-
-struct Search {
-    /// A value that is attained (up to the enclosure of a point).
-    best: f64,
-    /// Supremum of what exact arithmetic has settled, and of what is known from elsewhere.
-    exact: f64,
-    heap: BinaryHeap<Box1>,
-    sections: Vec<Section>,
-    /// relative distance to an attained value at which to stop
-    gap: f64,
-}
-
-impl Search {
-    /// Settles sides by exact arithmetic: a single quadratic candidate, or any one that stays on the right side of 0.
-    fn exact_side(&mut self, s: &Stretch) -> (bool, bool) {
-        let mut settle = |upper: bool| {
-            let relevant: Vec<&Candidate> =
-                s.candidates.iter().filter(|c| if upper { c.upper } else { c.lower }).collect();
-            let mut least: Option<Rational> = None;
-            for c in &relevant {
-                let Some(p) = c.form.as_normal().and_then(Normal::as_poly) else { continue };
-                let p = if upper { p.clone() } else { Poly::new(p.coefficients().iter().map(|c| -c).collect()) };
-                if let Some(v) = quadratic_supremum(&p, &s.lo, &s.hi) {
-                    least = Some(least.map_or(v.clone(), |l| l.min(v)));
-                }
-            }
-            match least {
-                Some(v) if !v.is_positive() => true,
-                Some(v) if relevant.len() == 1 => {
-                    self.exact = self.exact.max(enclose(&v).hi());
-                    true
-                }
-                _ => false,
-            }
-        };
-        (settle(true), settle(false))
-    }
-
-    fn add(&mut self, s: &Stretch, up: bool, down: bool) {
-        // Where an atom's argument changes sign its orientation changes: cut there too.
-        let mut centres = Vec::new();
-        s.candidates.iter().for_each(|c| c.form.centres(&mut centres));
-        centres.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (lo, hi) = (enclose(&s.lo).lo(), enclose(&s.hi).hi());
-        let mut cuts: Vec<f64> = centres.iter().map(|c| c.0).filter(|z| lo < *z && *z < hi).collect();
-        // Between centres that all but coincide the orientations would disagree, for nothing.
-        cuts.dedup_by(|next, last| *next - *last <= 1e-9 * next.abs().max(last.abs()).max(1e-9));
-        cuts.insert(0, lo);
-        cuts.push(hi);
-        // Boxes end where knees do: bisection would need a step for each factor 2 between a knee and the domain.
-        let edges = centres.iter().flat_map(|(c, w)| [c - KNEE * w, c + KNEE * w]);
-        let mut edges: Vec<f64> = edges.filter(|z| lo < *z && *z < hi).chain(cuts.iter().copied()).collect();
-        edges.sort_by(f64::total_cmp);
-        edges.dedup();
-        for ends in cuts.windows(2) {
-            let middle = Rational::from_float(0.5 * ends[0] + 0.5 * ends[1]).unwrap_or_default();
-            let candidates = s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
-            let programs: Vec<_> =
-                candidates.map(|c| (Program::new(&c.form, &middle), c.upper && up, c.lower && down)).collect();
-            if programs.iter().any(|(p, _, _)| p.is_rounding()) {
-                self.gap = ROUNDING_GAP;
-            }
-            self.sections.push(Section::new(programs));
-            let section = self.sections.len() - 1;
-            let inside = edges.iter().copied().filter(|z| ends[0] <= *z && *z <= ends[1]);
-            let mut values = inside.map(|z| (z, self.values(section, z))).collect::<Vec<_>>().into_iter();
-            let Some(mut last) = values.next() else { unreachable!("the ends are among the edges") };
-            if ends[0] == ends[1] {
-                self.push(section, last.0, last.0, last.1.clone(), last.1.clone());
-            }
-            for next in values {
-                self.push(section, last.0, next.0, last.1, next.1.clone());
-                last = next;
-            }
-        }
-    }
-
-    fn values(&mut self, section: usize, z: f64) -> Vec<Interval> {
-        let values = self.sections[section].values(Interval::point(z));
-        // What is attained here: the least over the candidates, per side.
-        let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
-        for ((_, u, d), v) in self.sections[section].programs.iter().zip(&values) {
-            if *u {
-                up = up.min(v.lo());
-            }
-            if *d {
-                down = down.min(-v.hi());
-            }
-        }
-        for side in [up, down] {
-            if side.is_finite() && side > self.best {
-                self.best = side;
-            }
-        }
-        values
-    }
-
-    fn push(&mut self, section: usize, l: f64, r: f64, at_l: Vec<Interval>, at_r: Vec<Interval>) {
-        let z = Interval::new(l, r);
-        let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
-        let (mut wanted_up, mut wanted_down) = (false, false);
-        let goal = self.best.max(self.exact);
-        let section_of = &self.sections[section];
-        let terms = section_of.terms().map(|t| jet_of(t, z));
-        for (k, (program, u, d)) in section_of.programs.iter().enumerate() {
-            // One member of the hull that settles a side is enough.
-            let (u, d) = (*u && !(up <= goal), *d && !(down <= goal));
-            if !u && !d {
-                continue;
-            }
-            let (ends_hi, ends_lo) = (at_l[k].hi().max(at_r[k].hi()), at_l[k].lo().min(at_r[k].lo()));
-            let jet = terms.map_or_else(|| program.jet(z), |t| program.jet_with(t, z));
-            wanted_up |= u;
-            wanted_down |= d;
-            let (rise, fall) = excess(z, jet);
-            if u {
-                let lipschitz = lipschitz_bound(z, jet, at_l[k].hi(), at_r[k].hi());
-                up = up.min((Interval::point(ends_hi) + rise).hi().min(lipschitz).min(jet.v.hi()).max(ends_hi));
-            }
-            if d {
-                let lipschitz = lipschitz_bound(z, jet, -at_l[k].lo(), -at_r[k].lo());
-                down = down.min((Interval::point(-ends_lo) + fall).hi().min(lipschitz).min(-jet.v.lo()).max(-ends_lo));
-            }
-        }
-        let mut bound = f64::NEG_INFINITY;
-        for (wanted, side) in [(wanted_up, up), (wanted_down, down)] {
-            if wanted {
-                // NaN must not look small.
-                bound = if side.is_nan() { f64::INFINITY } else { bound.max(side) };
-            }
-        }
-        if bound > 0.0 {
-            let noise = at_l.iter().chain(&at_r).map(|v| v.width()).fold(0.0, f64::max);
-            self.heap.push(Box1 { bound, noise, section, l, r, at_l, at_r });
-        }
-    }
-
-    fn run(mut self) -> f64 {
-        let mut settled = self.exact;
-        let mut boxes = 0;
-        while let Some(top) = self.heap.pop() {
-            let goal = self.best.max(self.exact);
-            if top.bound <= goal * (1.0 + self.gap) || top.bound <= settled {
-                settled = settled.max(top.bound);
-                break;
-            }
-            let m = 0.5 * top.l + 0.5 * top.r;
-            boxes += 1;
-            let resolved = top.bound <= goal + 8.0 * top.noise;
-            if resolved || !(top.l < m && m < top.r) || boxes > MAX_BOXES {
-                // Rounding hides the rest, or no float lies between the ends, or too much work: this bound stands.
-                settled = settled.max(top.bound);
-                if boxes > MAX_BOXES {
-                    break;
-                }
-                continue;
-            }
-            let at_m = self.values(top.section, m);
-            self.push(top.section, top.l, m, top.at_l, at_m.clone());
-            self.push(top.section, m, top.r, at_m, top.at_r);
-        }
-        settled
-    }
-}
-
-/// By how much a function can exceed the larger, or undercut the smaller, of its end values on the box.
-fn excess(z: Interval, jet: crate::activation::Jet) -> (Interval, Interval) {
-    let monotone = jet.d1.lo() >= 0.0 || jet.d1.hi() <= 0.0;
-    if monotone && jet.d1.is_finite() {
-        return (Interval::ZERO, Interval::ZERO);
-    }
-    // Linear interpolation: F(x) − L(x) = −F″(ξ)(x − l)(r − x)/2, and (x − l)(r − x) ≤ h²/4.
-    let h = Interval::point(z.width());
-    let eighth = h.sqr() * Interval::point(0.125);
-    let side = |curvature: f64| {
-        if curvature == 0.0 {
-            Interval::ZERO
-        } else if curvature.is_finite() {
-            Interval::new(0.0, (eighth * Interval::point(curvature)).hi())
-        } else {
-            Interval::new(0.0, f64::INFINITY)
-        }
-    };
-    (side((-jet.d2.lo()).max(0.0)), side(jet.d2.hi().max(0.0)))
-}
-
-/// F ≤ F(l) + s(x − l) and F ≤ F(r) + s(r − x) with s = sup|F′| give F ≤ (F(l) + F(r))/2 + s·h/2.
-fn lipschitz_bound(z: Interval, jet: crate::activation::Jet, at_l: f64, at_r: f64) -> f64 {
-    if !jet.d1.is_finite() {
-        return f64::INFINITY;
-    }
-    let half = Interval::point(0.5);
-    let mean = half * (Interval::point(at_l) + Interval::point(at_r));
-    (mean + half * Interval::point(z.width()) * Interval::point(jet.d1.mag())).hi()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

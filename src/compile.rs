@@ -473,8 +473,13 @@ impl Draft {
                     Some(proof) => proof,
                     None => derive(&block, &claims, options.norm, reading)?,
                 };
-                let mut certificate = file([&block, &block], 0)?;
-                certificate.responses = describe(claims.iter(), &origins, &proof.responses, claims.len());
+                // Hashing the block is a matter of one thread.
+                let (certificate, responses) = rayon::join(
+                    || file([&block, &block], 0),
+                    || describe(claims.iter(), &origins, &proof.responses, claims.len()),
+                );
+                let mut certificate = certificate?;
+                certificate.responses = responses;
                 certificate.total = proof.total.clone();
                 (certificate.deployed, certificate.calibration) =
                     options.deploy(Blocks::One(&block, &claims), reading)?;
@@ -695,7 +700,8 @@ fn lower(
             tolerance: options.budget.tolerance,
             units,
             stack: Stack { source: options.source.clone(), constant: stack.constant, neurons },
-            ideal: solution.ideal.clone(),
+            // What is known not to be an identity need not be asked again.
+            ideal: solution.ideal.clone().filter(|_| solution.certificate.status() != Status::Within),
         }
     };
     let claims = (0..parts.len()).into_par_iter().map(claim).collect();

@@ -36,7 +36,7 @@
 
 use std::ops::Range;
 
-use nalgebra::DVectorView;
+use nalgebra::{Const, DVectorView, Dyn, MatrixView1xX};
 use serde::{Deserialize, Serialize};
 
 use crate::block::Block;
@@ -105,8 +105,8 @@ impl Reading {
     }
 
     /// ⟨v, C⟩, of a vector given by enclosures.
-    fn constant(&self, v: &[Interval]) -> Interval {
-        self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j] * point(*c))
+    fn constant(&self, v: impl Fn(usize) -> Interval) -> Interval {
+        self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v(*j) * point(*c))
     }
 
     /// sup |⟨v, s·x⟩| where ‖x‖ ≤ `radius`.
@@ -125,7 +125,7 @@ impl Reading {
     /// sup |(s − 1)·⟨v, C⟩ + s·⟨v, τ⟩|
     fn of_constants(&self, v: &[Interval]) -> Interval {
         let rounded = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
-        self.off() * point(self.constant(v).mag()) + point(self.scale[1]) * point(self.rounding) * rounded
+        self.off() * point(self.constant(|j| v[j]).mag()) + point(self.scale[1]) * point(self.rounding) * rounded
     }
 
     /// sup |s − 1|
@@ -134,8 +134,8 @@ impl Reading {
     }
 
     /// sup |κ|: the error of a bias p − ⟨v, C⟩ that is written in `format`.
-    fn of_bias(&self, v: &[Interval], p: f64, format: Format) -> Interval {
-        let products = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
+    fn of_bias(&self, v: impl Fn(usize) -> Interval, p: f64, format: Format) -> Interval {
+        let products = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v(*j).abs() * point(c.abs()));
         // Without constants a bias stands as it is, perhaps as a sum of several numbers of the format.
         if self.constants.is_empty() || products.hi() == 0.0 && format.round(p) == p {
             return Interval::ZERO;
@@ -360,27 +360,17 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         }
         _ => vec![0.0; c.v.len()],
     };
-    let tilted: Vec<Interval> = c.v.iter().zip(&tilt).map(|(v, k)| point(*v) + point(*k)).collect();
+    let rows = || Rows { c, shift: &shift, reading, radius, format: block.format, last: None };
+    let (mut gates, mut ups, mut columns) = (rows(), rows(), Columns { v: &c.v, tilt: &tilt, last: None });
     for (k, n) in c.stack.neurons.iter().enumerate() {
         let unit = c.units.start + k;
-        let row = |m: &nalgebra::DMatrix<f64>, bias: Option<f64>, slope: f64, offset: f64| -> f64 {
-            let g = m.row(unit).iter().map(|g| point(*g)).collect::<Vec<_>>();
-            let rest = match slope {
-                0.0 => g.clone(),
-                _ => g.iter().zip(&shifted).map(|(g, w)| *g - point(slope) * *w).collect::<Vec<_>>(),
-            };
-            let bias = bias.unwrap_or(0.0);
-            let s = point(bias) - point(slope) * point(c.b) - point(offset);
-            let own = reading.of_constants(&rest) + reading.of_bias(&g, bias, block.format);
-            (reading.of_stream(&rest, radius) + s.abs() + own).hi()
-        };
-        let e = row(&block.gate, block.gate_bias.as_ref().map(|b| b[unit]), n.weight, n.bias);
+        let e = gates.error(block.gate.row(unit), block.gate_bias.as_ref().map(|b| b[unit]), n.weight, n.bias);
         let gate = (point(n.weight) * z + point(n.bias)).inflate(e);
         let sigma = block.source.jet(gate);
         let (value, slope) = (sigma.v.mag(), sigma.d1.mag());
         let (up, f) = match (&block.up, n.up) {
             (Some(m), Some((p, q))) => {
-                let f = row(m, block.up_bias.as_ref().map(|b| b[unit]), p, q);
+                let f = ups.error(m.row(unit), block.up_bias.as_ref().map(|b| b[unit]), p, q);
                 ((point(p) * z + point(q)).mag(), f)
             }
             (None, None) => (1.0, 0.0),
@@ -392,7 +382,7 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         let second = times((point(value) + times(slope, e)).hi(), f);
         epsilon_rows = epsilon_rows + times(n.out.abs(), (first + second).hi());
         let hidden = times(value, (point(up) + point(f)).hi());
-        let kappa = column_rest(block.down.column(unit), n.out, &tilted);
+        let kappa = columns.rest(block.down.column(unit), n.out);
         spread = spread + times(hidden.hi(), kappa);
     }
     let epsilon_rows = upper(epsilon_rows);
@@ -419,9 +409,81 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
     })
 }
 
-/// Upper bound of ‖ŷ − a(v + k)‖.
-fn column_rest(column: DVectorView<'_, f64>, out: f64, tilted: &[Interval]) -> f64 {
-    norm_of(column.iter().zip(tilted).map(|(y, v)| point(*y) - point(out) * *v))
+/// Upper bound of |y − a·(v + k)|.
+///
+/// e₁ = fl(y − a·v) and e₂ = fl(e₁ − a·k) are rounded once each (a fused multiply-add), by at most u|e₁| and u|e₂|, u = 2^−53, or by
+/// 2^−1075 where they underflow: |y − a·(v + k)| ≤ |e₂|(1 + u) + |e₁|u + 2^−1074. Four times u makes up for the rounding of this sum.
+fn deviation(y: f64, a: f64, [v, k]: [f64; 2]) -> f64 {
+    let first = (-a).mul_add(v, y);
+    let second = (-a).mul_add(k, first);
+    // A zero is exact unless a product of what is not zero has lost bits.
+    let lost = |x: f64| a != 0.0 && x != 0.0 && (a * x).abs() < f64::MIN_POSITIVE * (1u64 << 60) as f64;
+    let tiny = if lost(v) || lost(k) { f64::from_bits(2) } else { 0.0 };
+    second.abs() + 2.0 * f64::EPSILON * (first.abs() + second.abs()) + tiny
+}
+
+/// What the rows of one response's units differ by.
+struct Rows<'a> {
+    c: &'a ResponseClaim,
+    /// r
+    shift: &'a [f64],
+    reading: &'a Reading,
+    radius: f64,
+    format: Format,
+    /// the row before, its slope, and what it differs by without its bias: the neurons of a step have equal rows
+    last: Option<(Vec<f64>, f64, Interval)>,
+}
+
+impl Rows<'_> {
+    /// sup |⟨ρ − βr, x⟩ + s| of a row and a bias that are claimed to be β·z + γ.
+    fn error(&mut self, row: MatrixView1xX<'_, f64, Const<1>, Dyn>, bias: Option<f64>, slope: f64, offset: f64) -> f64 {
+        let known = self.last.as_ref().filter(|(g, b, _)| *b == slope && g.iter().eq(row.iter()));
+        let own = match known {
+            Some((_, _, own)) => *own,
+            None => {
+                let own = if self.reading.constants.is_empty() {
+                    let size =
+                        row.iter().zip(&self.c.w).zip(self.shift).map(|((g, w), r)| deviation(*g, slope, [*w, *r]));
+                    point(self.reading.scale[1]) * point(norm_of(size.map(point))) * point(self.radius)
+                } else {
+                    let parts = row.iter().zip(&self.c.w).zip(self.shift);
+                    let rest = parts.map(|((g, w), r)| point(*g) - point(slope) * (point(*w) + point(*r)));
+                    let rest: Vec<Interval> = rest.collect();
+                    self.reading.of_stream(&rest, self.radius) + self.reading.of_constants(&rest)
+                };
+                self.last = Some((row.iter().copied().collect(), slope, own));
+                own
+            }
+        };
+        let bias = bias.unwrap_or(0.0);
+        let s = point(bias) - point(slope) * point(self.c.b) - point(offset);
+        (own + s.abs() + self.reading.of_bias(|j| point(row[j]), bias, self.format)).hi()
+    }
+}
+
+/// What the columns of one response's units differ by.
+struct Columns<'a> {
+    v: &'a [f64],
+    /// k
+    tilt: &'a [f64],
+    /// the column before, its coefficient, and what was found of it: those of a step are equal or opposite
+    last: Option<(Vec<f64>, f64, f64)>,
+}
+
+impl Columns<'_> {
+    /// Upper bound of ‖ŷ − a(v + k)‖.
+    fn rest(&mut self, column: DVectorView<'_, f64>, out: f64) -> f64 {
+        let known = self.last.as_ref().filter(|(y, a, _)| {
+            *a == out && y.iter().eq(column.iter()) || *a == -out && y.iter().zip(&column).all(|(y, c)| *y == -c)
+        });
+        if let Some((_, _, rest)) = known {
+            return *rest;
+        }
+        let parts = column.iter().zip(self.v).zip(self.tilt);
+        let rest = norm_of(parts.map(|((y, v), k)| point(deviation(*y, out, [*v, *k]))));
+        self.last = Some((column.iter().copied().collect(), out, rest));
+        rest
+    }
 }
 
 pub(crate) fn total(block: &Block, claims: &[ResponseClaim], proofs: &[ResponseProof], reading: &Reading) -> Total {
@@ -451,11 +513,38 @@ impl ResponseProof {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rational::Rational;
+    use proptest::prelude::*;
+
+    fn exact(x: f64) -> Rational {
+        Rational::from_float(x).unwrap()
+    }
+
+    /// Numbers of all sizes, of few bits and of many, zero included.
+    fn number() -> impl Strategy<Value = f64> {
+        let any = (-1.0..1.0f64, -1060i32..200).prop_map(|(x, e)| x * 2f64.powi(e));
+        prop_oneof![any, -4.0..4.0f64, (-4.0..4.0f32).prop_map(f64::from), Just(0.0), Just(1.0)]
+    }
+
+    proptest! {
+        #[test]
+        fn deviations_are_bounded_from_above_and_closely(
+            a in number(), v in number(), k in number(), noise in prop_oneof![Just(0.0), -1e-6..1e-6f64], far in any::<bool>(), y in number(),
+        ) {
+            // Nearly a·(v + k), as rounding leaves it, or something else.
+            let y = if far { y } else { a * (v + k) * (1.0 + noise) };
+            let true_size = (exact(y) - exact(a) * (exact(v) + exact(k))).abs();
+            let bound = deviation(y, a, [v, k]);
+            prop_assert!(exact(bound) >= true_size, "{bound:e}");
+            // A few units of what the first step leaves, and the least float.
+            let first = (exact(y) - exact(a) * exact(v)).abs();
+            let slack = (first + true_size.clone()) * exact(8.0 * f64::EPSILON) + exact(2f64.powi(-1072));
+            prop_assert!(exact(bound) <= true_size + slack, "{bound:e}");
+        }
+    }
 
     #[test]
     fn norms_are_bounded_from_above_and_closely() {
-        use crate::rational::Rational;
-        let exact = |x: f64| Rational::from_float(x).unwrap();
         let square = |x: f64| exact(x) * exact(x);
         let long: Vec<f64> = (0..1000).map(|k| (f64::from(k) * 0.7).sin() * 2f64.powi(k % 40 - 20)).collect();
         for v in [vec![3.0, -4.0], vec![0.1; 7], vec![1e-200, 2e-200], vec![5e-324], long] {
@@ -475,8 +564,8 @@ mod tests {
     fn a_bias_costs_nothing_where_no_constants_are_read() {
         // 0.1 is no bf16 number: with padded carriers it is written as a sum of three.
         let row = [point(1.0), point(-2.0)];
-        assert_eq!(Reading::exact().of_bias(&row, 0.1, Format::Bf16).hi(), 0.0);
+        assert_eq!(Reading::exact().of_bias(|j| row[j], 0.1, Format::Bf16).hi(), 0.0);
         let borrowed = Reading { constants: vec![(1, 64.0)], ..Reading::exact() };
-        assert!(borrowed.of_bias(&row, 0.1, Format::Bf16).hi() >= 128.0 * 2f64.powi(-8));
+        assert!(borrowed.of_bias(|j| row[j], 0.1, Format::Bf16).hi() >= 128.0 * 2f64.powi(-8));
     }
 }

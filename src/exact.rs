@@ -13,7 +13,7 @@
 //! * The source itself, scaled: k·σ(βz + γ), and its relatives (quick_gelu(z) = silu(1.702z)/1.702, tanh(z) = 2·sigmoid(2z) − 1).
 
 use crate::activation::Activation;
-use crate::algebra::{Atom, Poly};
+use crate::algebra::{Atom, Poly, enclose};
 use crate::atom::Kind;
 use crate::canonical::{Canonical, PiecewisePolynomial};
 use crate::certify::Domain;
@@ -41,6 +41,8 @@ pub struct Setting<'a> {
     pub unit: Rational,
     /// half the width of the ramps that replace jumps; 0 if there are none
     pub radius: Rational,
+    /// must quotients be exact? Where nothing is an identity anyhow, floats keep all numbers dyadic, which is much cheaper
+    pub exact: bool,
 }
 
 fn q(p: i64, d: i64) -> Rational {
@@ -65,6 +67,12 @@ struct Draft {
 }
 
 impl Setting<'_> {
+    /// x/y, or a float next to it.
+    fn quotient(&self, x: &Rational, y: &Rational) -> Rational {
+        let rounded = if self.exact { None } else { Rational::from_float((enclose(x) / enclose(y)).mid()) };
+        rounded.unwrap_or_else(|| x / y)
+    }
+
     fn bounded(&self) -> bool {
         self.domain.is_bounded()
     }
@@ -446,14 +454,14 @@ impl Setting<'_> {
         if *self.source == Activation::Relu2 {
             return self.squares(p, None).into_iter().collect();
         }
-        let mut out = self.continuous(&p.ramped(&self.radius));
+        let mut out = self.continuous(&p.ramped(&self.radius, &|x, y| self.quotient(x, y)));
         // Pairs of equal outer weights for the steps, and the continuous rest: one neuron more a jump, but in floating
         // point the large slopes of a pair cancel exactly.
         for mut rest in self.continuous(&p.without_jumps()) {
             for (theta, height) in p.jumps() {
                 match (self.kink(), self.ramp()) {
                     (Some(alpha), _) if alpha != q(-1, 1) => {
-                        let out = &height / (q(2, 1) * &self.radius * (q(1, 1) - &alpha));
+                        let out = self.quotient(&height, &(q(2, 1) * &self.radius * (q(1, 1) - &alpha)));
                         rest.units.push(plain(q(1, 1), &self.radius - &theta, out.clone()));
                         rest.units.push(plain(q(1, 1), -&self.radius - &theta, -&out));
                         // α of both slopes cancels; what stays is the constant 2·radius·α·out.
@@ -585,7 +593,7 @@ pub fn steep(target: &Expr, setting: &Setting<'_>, beta: &Number) -> Result<Vec<
     ) {
         return Ok(vec![]);
     }
-    let relu = Setting { source: &Relu, constant: true, unit: q(1, 1), ..setting.clone() };
+    let relu = Setting { source: &Relu, constant: true, unit: q(1, 1), exact: false, ..setting.clone() };
     let slope = source.tail(crate::activation::Side::Right).asymptote[1].exact().clone();
     let left = source.tail(crate::activation::Side::Left).asymptote[0].exact().clone();
     let scale = (beta.exact() * &slope).recip();

@@ -25,6 +25,7 @@ pub struct Interval {
     hi: f64,
 }
 
+#[inline]
 fn add_down(a: f64, b: f64) -> f64 {
     let s = a + b;
     if s.is_finite() {
@@ -36,6 +37,7 @@ fn add_down(a: f64, b: f64) -> f64 {
     }
 }
 
+#[inline]
 fn two_sum_error(a: f64, b: f64, s: f64) -> f64 {
     let bb = s - a;
     (a - (s - bb)) + (b - bb)
@@ -52,6 +54,7 @@ fn overflow_down(s: f64, operands_finite: bool) -> f64 {
     }
 }
 
+#[inline]
 fn mul_down(a: f64, b: f64) -> f64 {
     // An end point 0 times an infinite end point is 0: infinity is a limit, never an element.
     if a == 0.0 || b == 0.0 {
@@ -85,9 +88,11 @@ fn div_down(a: f64, b: f64) -> f64 {
     if (r < 0.0) != (b < 0.0) && r != 0.0 { q.next_down() } else { q }
 }
 
+#[inline]
 fn add_up(a: f64, b: f64) -> f64 {
     -add_down(-a, -b)
 }
+#[inline]
 fn mul_up(a: f64, b: f64) -> f64 {
     -mul_down(-a, b)
 }
@@ -109,6 +114,7 @@ impl Interval {
     }
 
     /// The single number `x`; the real line if `x` is not finite.
+    #[inline]
     pub const fn point(x: f64) -> Self {
         if x.is_finite() { Interval { lo: x, hi: x } } else { Self::ENTIRE }
     }
@@ -269,7 +275,19 @@ fn increasing(x: Interval, f: impl Fn(f64) -> f64, inf: f64, sup: f64) -> Interv
 
 impl Add for Interval {
     type Output = Interval;
+    #[inline]
     fn add(self, o: Interval) -> Interval {
+        let s = self.lo + o.lo;
+        // Of two points the sum and its error are needed once.
+        if self.lo == self.hi && o.lo == o.hi && s.is_finite() {
+            let error = two_sum_error(self.lo, o.lo, s);
+            return match error {
+                0.0 => Interval { lo: s, hi: s },
+                e if e > 0.0 && e < f64::INFINITY => Interval { lo: s, hi: s.next_up() },
+                e if e < 0.0 && e > f64::NEG_INFINITY => Interval { lo: s.next_down(), hi: s },
+                _ => Interval { lo: s.next_down(), hi: s.next_up() },
+            };
+        }
         Interval { lo: add_down(self.lo, o.lo), hi: add_up(self.hi, o.hi) }
     }
 }
@@ -290,8 +308,18 @@ impl Sub for Interval {
 
 impl Mul for Interval {
     type Output = Interval;
+    #[inline]
     fn mul(self, o: Interval) -> Interval {
         let (a, b) = (self, o);
+        let p = a.lo * b.lo;
+        // Of two points the product and its error are needed once.
+        if a.lo == a.hi && b.lo == b.hi && p.is_finite() && p.abs() >= RESIDUAL_SAFE {
+            let error = a.lo.mul_add(b.lo, -p);
+            return Interval {
+                lo: if error < 0.0 { p.next_down() } else { p },
+                hi: if error > 0.0 { p.next_up() } else { p },
+            };
+        }
         if a.lo >= 0.0 {
             let lo = if b.lo >= 0.0 { a.lo } else { a.hi };
             let hi = if b.hi >= 0.0 { a.hi } else { a.lo };

@@ -4,6 +4,7 @@
 //! piece is a normal form ([`Normal`]) wherever the expression allows one, and a small tree of them elsewhere.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use crate::activation::Jet;
 use crate::algebra::{Atom, Normal, Poly, enclose, of_activation};
@@ -314,7 +315,7 @@ fn switches_at(e: &Expr, z: &Rational) -> bool {
 #[derive(Clone, Debug)]
 pub enum Program {
     /// Σ c_k z^k + Σ (Σ c_k z^k)·A(a·z + b)
-    Sum(Vec<Interval>, Vec<Term>),
+    Sum(Vec<Interval>, Arc<[Term]>),
     /// a sum
     Add(Box<Program>, Box<Program>),
     /// a product
@@ -418,7 +419,7 @@ impl Program {
         match form {
             Form::Normal(n) => {
                 let n = n.oriented(centre);
-                Program::Sum(n.poly.enclosures(), terms(&n))
+                Program::Sum(n.poly.enclosures(), terms(&n).into())
             }
             Form::Add(a, b) => Program::Add(p(a), p(b)),
             Form::Mul(a, b) => Program::Mul(p(a), p(b)),
@@ -427,14 +428,36 @@ impl Program {
         }
     }
 
+    /// [`Program::new`] of several forms. Where they differ from the first in their polynomials only, they share its terms.
+    pub fn all<'f>(forms: impl IntoIterator<Item = &'f Form>, centre: &Rational) -> Vec<Program> {
+        let mut forms = forms.into_iter();
+        let Some(first) = forms.next() else { return Vec::new() };
+        let Form::Normal(model) = first else {
+            return std::iter::once(first).chain(forms).map(|f| Program::new(f, centre)).collect();
+        };
+        let oriented = model.oriented(centre);
+        let shared: Arc<[Term]> = terms(&oriented).into();
+        // What turning atoms round adds to the polynomial depends on the atoms alone.
+        let turned = oriented.poly.plus(&model.poly.scale(&-Rational::one()));
+        let like = |f: &Form| match f {
+            Form::Normal(n) if n.terms == model.terms => {
+                Program::Sum(n.poly.plus(&turned).enclosures(), Arc::clone(&shared))
+            }
+            other => Program::new(other, centre),
+        };
+        let rest: Vec<Program> = forms.map(like).collect();
+        std::iter::once(Program::Sum(oriented.poly.enclosures(), shared)).chain(rest).collect()
+    }
+
     /// The terms of programs that differ in their polynomials only, if they do: what costs most is then evaluated once.
     pub fn common<'p>(programs: impl Iterator<Item = &'p Program>) -> Option<&'p [Term]> {
         let mut terms = programs.map(|p| match p {
-            Program::Sum(_, terms) => Some(&terms[..]),
+            Program::Sum(_, terms) => Some(terms),
             _ => None,
         });
         let first = terms.next()??;
-        terms.all(|t| t == Some(first)).then_some(first)
+        let same = |t: &Arc<[Term]>| Arc::ptr_eq(t, first) || t == first;
+        terms.all(|t| t.is_some_and(same)).then_some(first)
     }
 
     /// [`Program::jet`] of a sum whose terms have this jet.

@@ -25,6 +25,8 @@ mod sparsify;
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use self::cfg::Fields;
 pub use self::layout::Layout;
 use crate::error::{At, Error, Result};
@@ -405,8 +407,10 @@ impl Sae {
             Some(name) if self.recipe.shift != 0.0 => Some(self.weights.tensor(name)?.vector()?),
             _ => None,
         };
-        let rows = indices.iter().zip(encoder).zip(decoder);
-        rows.map(|((&f, e), d)| self.assemble(f, e, d, b_dec.as_deref()).at(|| format!("feature {f}"))).collect()
+        let rows = indices.par_iter().zip(encoder).zip(decoder);
+        let one = |((&f, e), d)| self.assemble(f, e, d, b_dec.as_deref()).at(|| format!("feature {f}"));
+        // In order, so that the first feature that is wrong is the one that is reported.
+        rows.map(one).collect::<Vec<_>>().into_iter().collect()
     }
 
     /// The asked features' vectors in a matrix.

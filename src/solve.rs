@@ -128,6 +128,7 @@ impl Request<'_> {
             domain: self.domain,
             unit: power_of_two(self.budget.max_weight.min(1.0)),
             radius,
+            exact: true,
         }
     }
 }
