@@ -376,6 +376,8 @@ const NEARLY: f64 = 1e-4;
 /// The terms of a normal form, each near-cancelling pair c₁A(u₁) + c₂A(u₂) written as (c₁ + c₂)A(u₁) + c₂(A(u₂) − A(u₁)).
 fn terms(n: &Normal) -> Vec<Term> {
     let mut left: Vec<(&Atom, &Poly)> = n.terms.iter().collect();
+    // Floats tell nearly all pairs apart that do not agree; exact differences are for the rest.
+    let mut sizes: Vec<(f64, f64)> = left.iter().map(|(t, _)| (enclose(&t.a).mid(), enclose(&t.b).mid())).collect();
     let mut out = Vec::new();
     let plain = |atom: &Atom, c: &Poly| Term {
         coefficients: c.enclosures(),
@@ -385,12 +387,19 @@ fn terms(n: &Normal) -> Vec<Term> {
         step: None,
     };
     while let Some((first, c1)) = left.pop() {
-        let partner = left.iter().position(|(second, c2)| nearly_cancel((first, c1), (second, c2)));
+        let (a, b) = sizes.pop().expect("one for each term");
+        let offset = a.abs().max(b.abs());
+        let close = |k: usize| {
+            let far = |x: f64, y: f64, scale: f64| (x - y).abs() > 2.0 * NEARLY * scale;
+            !far(a, sizes[k].0, a.abs()) && !far(b, sizes[k].1, offset)
+        };
+        let partner = (0..left.len()).find(|k| close(*k) && nearly_cancel((first, c1), left[*k]));
         let Some(k) = partner else {
             out.push(plain(first, c1));
             continue;
         };
         let (second, c2) = left.remove(k);
+        sizes.remove(k);
         let sum = c1.plus(c2);
         if !sum.is_zero() {
             out.push(plain(first, &sum));
