@@ -2,7 +2,6 @@
 //!
 //!     cargo run --release --example arithmetic -- docs
 
-use half::bf16;
 use neurograft::activation::Activation;
 use neurograft::arithmetic::rows;
 use neurograft::certify::Domain;
@@ -14,10 +13,14 @@ const NUMBERS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// What bf16 makes of the copies: σ in f32, every value rounded.
 fn engine(c: &Copies, z: f64) -> f64 {
-    let round = |x: f64| bf16::from_f32(x as f32).to_f32();
+    // Once, from f64: to 8 bits.
+    let round = |x: f64| {
+        let unit = f64::exp2(x.abs().max(f64::MIN_POSITIVE).log2().floor() - 7.0);
+        (x / unit).round_ties_even() * unit
+    };
     c.ideal.neurons.iter().fold(0.0, |sum, n| {
-        let gate = round(n.weight.to_f64() * z + n.bias.to_f64());
-        sum + n.out.to_f64() * round((gate / (1.0 + (-gate).exp())).into()) as f64
+        let gate = round(n.weight.to_f64() * z + n.bias.to_f64()) as f32;
+        sum + n.out.to_f64() * round((gate / (1.0 + (-gate).exp())).into())
     })
 }
 
@@ -30,7 +33,9 @@ fn dither<'a>(target: &'a Expr, row: &str, delta: f64, sums: f64) -> Result<Dith
         delta,
         arithmetic: rows(row)?[0],
         sums,
+        idle_sums: 0.0,
         max_weight: 1_048_576.0,
+        row: None,
     })
 }
 
@@ -74,9 +79,10 @@ fn main() -> Result<(), neurograft::Error> {
     {
         for delta in [0.25, 0.5, 1.0] {
             let dither = dither(&target, &format!("transformers-{format}"), delta, sums)?;
+            let layouts = dither.layouts()?.expect("a step has layouts");
             let mut points = Vec::new();
             for n in NUMBERS {
-                points.extend(dither.copies(n)?.map(|c| (n as f64, c.deviation.epsilon_outside)));
+                points.extend(layouts.copies(n)?.map(|c| (n as f64, c.deviation.epsilon_outside)));
             }
             let cells: Vec<String> = points.iter().map(|p| format!("{:.3}", p.1)).collect();
             println!("| {format}, ±{delta}, {what} | {} |", cells.join(" | "));

@@ -345,7 +345,7 @@ fn saturation(source: &Activation) -> Saturation {
 const SUBNORMAL: f64 = 1.0 / ((1u128 << 119) as f64);
 
 /// The numbers of a format of at most 32 bits, in order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lattice {
     /// significant bits
     bits: i32,

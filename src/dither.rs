@@ -17,14 +17,21 @@
 //! error ≤ U²/(8·s·h) + U/(N·h)        the rise is s + h ≤ 2δβ wide: s = h is best, U²/(2·(s + h)²)
 //! ```
 //!
-//! So a rise of W spacings loses 1/(2W²) of the step at powers of two, whatever N is, and 1/(N·h) elsewhere. U/β, the spacing in units of z, is
-//! least where the largest G is just below a power of two. Offsets that are moved one by one do better than even ones.
+//! Offsets that are not even, with outer weights that are not equal, do far better: `dither/offsets.rs` finds both. U/β, the spacing in units of z, is
+//! least where the largest G is just below a power of two; near there β is free, and taken such that β·w rounds well ([`crate::scaling`]).
 //!
-//! Search: nothing here is trusted. Offsets are judged on a grid, by what rounding does to them where sums err as much as they may, and the best by
+//! An idle feature must not leak: copies of a kink lie on its active side, and all copies so far from where they must be silent that errors of sums do
+//! not wake them.
+//!
+//! Search: nothing here is trusted. Offsets are judged by what rounding does to them where sums err as much as they may, and the best by
 //! [`crate::exhaust`].
 
+mod offsets;
+
+use rayon::prelude::*;
+
 use crate::activation::Activation;
-use crate::arithmetic::{Arithmetic, Lattice, lattice};
+use crate::arithmetic::{Arithmetic, lattice};
 use crate::canonical::{Canonical, PiecewisePolynomial};
 use crate::certify::Domain;
 use crate::error::{Error, Result};
@@ -34,7 +41,9 @@ use crate::format::Format;
 use crate::landscape::Deviation;
 use crate::number::Number;
 use crate::rational::Rational;
+use crate::scaling;
 use crate::stack::{IdealStack, Neuron};
+use offsets::{Frame, QUANTUM, Search, Shape, Weighted};
 
 /// What is to be laid out.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +62,12 @@ pub struct Dither<'a> {
     pub arithmetic: &'a Arithmetic,
     /// what accumulation adds to a pre-activation at most, in units of z; 0: sums agree
     pub sums: f64,
+    /// the same where copies must be silent: of more engines, so that an idle feature leaks in none of them
+    pub idle_sums: f64,
     /// the largest β
     pub max_weight: f64,
+    /// w, if rows are β·w rounded to the stream's format: β is then one that rounds them well
+    pub row: Option<&'a [f64]>,
 }
 
 /// A stack, and what is proved of it under [`Dither::sums`].
@@ -66,8 +79,8 @@ pub struct Copies {
     pub deviation: Deviation,
     /// β
     pub slope: f64,
-    /// of jumps; empty where there are none
-    pub rise: Rise,
+    /// an estimate of the mean error, as much as it counts
+    pub mean: f64,
 }
 
 /// Something that a neuron, or a pair of them, adds to the right of z (to its left, if mirrored).
@@ -79,41 +92,101 @@ struct Bend {
     jump: bool,
 }
 
-/// What the mean error counts in comparison with the largest.
-const AVERAGE: f64 = 4.0;
-/// Offsets are whole multiples of this part of a spacing.
-const QUANTUM: f64 = 1.0 / 1024.0;
 /// Where a smooth σ is saturated in value, to the rounding of 16 bits.
 const KNEE: f64 = 20.0;
+/// Where silu is exactly 0 in f32; the other σ are sooner.
+const SILENT: f64 = 104.0;
 /// bf16 has room beyond measure: a knee of this part of a band, or of the domain, is none.
 const NARROW: f64 = 1.0 / 4096.0;
+/// β gives up so much of its size at most, where a row rounds better.
+const NEARLY: f64 = 0.97;
+/// Copies of a kink lie within so many spacings.
+const SPAN: f64 = 4.0;
+
+/// Everything that does not depend on how many copies there are.
+pub struct Layouts<'a> {
+    dither: &'a Dither<'a>,
+    constant: Rational,
+    bends: Vec<Bend>,
+    lines: Vec<Line>,
+}
+
+/// One choice of β.
+struct Line {
+    slope: f64,
+    /// U at the largest G
+    spacing: f64,
+    /// what copies of each bend add up to, and where they may lie: an index of `searches` for each bend
+    kinds: Vec<usize>,
+    searches: Vec<Search>,
+}
 
 impl Dither<'_> {
     /// The best stack found with so many copies of each neuron; `None` where the target has no such stack, or no room for it.
     ///
     /// Errors: no 16-bit stream, an unbounded domain, a target that cannot be cut.
     pub fn copies(&self, count: usize) -> Result<Option<Copies>> {
-        if !self.domain.is_bounded() || self.arithmetic.stream.bytes() != 2 || count == 0 {
+        self.layouts()?.map_or(Ok(None), |l| l.copies(count))
+    }
+
+    /// What all numbers of copies have in common; `None` and errors as [`Dither::copies`].
+    pub fn layouts(&self) -> Result<Option<Layouts<'_>>> {
+        if !self.domain.is_bounded() || self.arithmetic.stream.bytes() != 2 {
             return Err(Error::input("copies of neurons are for bounded domains, in 16 bits"));
         }
         let Some((constant, bends)) = self.bends()? else { return Ok(None) };
-        let jumps = bends.iter().any(|b| b.jump);
-        let mut best: Option<Copies> = None;
-        for slope in self.slopes(&bends) {
-            let spacing = lattice(self.arithmetic.stream).spacing(slope * self.reach(&bends));
-            let rises = if jumps { self.rises(slope, spacing, count, &bends) } else { vec![Rise::default()] };
-            for rise in rises {
-                let plan = Plan { slope, spacing, rise, count };
-                let ideal = self.stack(&constant, &bends, &plan);
-                // What overflows is no candidate.
-                let Ok(deviation) = self.judge(&ideal, slope) else { continue };
-                let found = Copies { ideal, deviation, slope, rise: plan.rise };
-                if best.as_ref().is_none_or(|b| found.cost() < b.cost()) {
-                    best = Some(found);
-                }
+        let lines: Vec<Line> = self.slopes(&bends).into_iter().filter_map(|s| self.line(s, &bends)).collect();
+        Ok((!lines.is_empty()).then_some(Layouts { dither: self, constant, bends, lines }))
+    }
+
+    /// With one slope; none if the band has no room for σ's knee.
+    fn line(&self, slope: f64, bends: &[Bend]) -> Option<Line> {
+        let end = slope * self.reach(bends);
+        let spacing = lattice(self.arithmetic.stream).spacing(end);
+        let frames: Vec<Frame> = bends.iter().map(|b| self.frame(b, bends, slope)).collect::<Option<_>>()?;
+        let mut different: Vec<&Frame> = Vec::new();
+        let kinds = frames.iter().map(|f| match different.iter().position(|d| *d == f) {
+            Some(k) => k,
+            None => {
+                different.push(f);
+                different.len() - 1
             }
-        }
-        Ok(best)
+        });
+        let kinds = kinds.collect();
+        let searches = different.into_par_iter().map(Search::new).collect();
+        Some(Line { slope, spacing, kinds, searches })
+    }
+
+    /// Where a bend's copies may lie, and where they must be good.
+    fn frame(&self, bend: &Bend, bends: &[Bend], slope: f64) -> Option<Frame> {
+        let lattice = lattice(self.arithmetic.stream);
+        let end = slope * self.reach(bends);
+        let spacing = lattice.spacing(end);
+        let error = self.sums * slope;
+        let smooth = *self.source != Activation::Relu;
+        let silent = if smooth { SILENT.min(spacing / 64.0) } else { 0.0 };
+        let knee = if smooth { KNEE.max(silent) } else { 0.0 };
+        let idle = self.idle_sums.max(self.sums) * slope;
+        // Saturated beyond the band on one side, silent on the other.
+        let (lo, hi) = (self.delta * slope - error - knee, self.delta * slope - idle - knee);
+        let banded = bends.iter().any(|b| b.jump && b.at == bend.at);
+        let (shape, room) = match (bend.jump, banded) {
+            (true, _) => (Shape::Step, [-lo, hi]),
+            (false, true) => (Shape::Kink, [hi - SPAN * spacing, hi]),
+            (false, false) => (Shape::Kink, [-idle - silent - SPAN * spacing, -idle - silent]),
+        };
+        // Where sums agree a step is off around powers of two only, and the mean says more than the largest error.
+        let average = match shape {
+            Shape::Kink => 0.5,
+            Shape::Step if error > 0.0 => 4.0,
+            Shape::Step => 32.0,
+        };
+        // Between two changes of roundings a kink's f is no constant: both sides of each are looked at.
+        let error = if shape == Shape::Kink { error.max(spacing / 16_384.0) } else { error };
+        // Beyond a rise all neurons are saturated; a kink without a band counts from its foot.
+        let start = if banded { self.delta * slope + KNEE } else { 0.0 };
+        let end = end - slope * self.delta;
+        (!banded || hi > 0.0).then_some(Frame { shape, lattice, room, spacing, error, end, start, average })
     }
 
     /// φ as a constant, jumps and kinks: what lies left of a place where it is constant is mirrored.
@@ -148,55 +221,16 @@ impl Dither<'_> {
         let scale = if self.delta > 0.0 { self.delta } else { reach / 256.0 };
         let most = wide.min(KNEE / (scale * NARROW) * reach).min(self.max_weight * reach);
         let top = f64::exp2(most.log2().floor());
-        // Eight bits: what rows keep of it.
-        let short = |x: f64| lattice(Format::Bf16).nearest(x * (1.0 - 1.0 / 256.0));
-        let mut slopes = vec![short(top / reach), f64::exp2((top / reach).log2().floor())];
+        let below = (top / reach) * (1.0 - 1.0 / 1024.0);
+        let just_below = match self.row {
+            Some(w) => scaling::best(w, self.arithmetic.stream, [NEARLY * below, below]),
+            // Eight bits.
+            None => lattice(Format::Bf16).nearest(below * (1.0 - 3.0 / 1024.0)),
+        };
+        let mut slopes = vec![just_below, f64::exp2((top / reach).log2().floor())];
         slopes.retain(|s| *s > 0.0 && s.is_finite());
         slopes.dedup();
         slopes
-    }
-
-    /// Offsets for the pairs of a step, within the band; none if that has no room for σ's knee.
-    fn rises(&self, slope: f64, spacing: f64, count: usize, bends: &[Bend]) -> Vec<Rise> {
-        let knee = if *self.source == Activation::Relu { 0.0 } else { KNEE };
-        let quantum = QUANTUM * spacing;
-        let whole = |x: f64| (x / quantum).floor() * quantum;
-        let room = 2.0 * whole((self.delta - self.sums) * slope - knee);
-        if !(room > 0.0) {
-            return Vec::new();
-        }
-        let grid = Grid::new(self, slope, spacing, room, bends);
-        let even = |[height, spread]: [f64; 2]| {
-            let low: Vec<f64> = (0..count).map(|k| -0.5 * room + whole(spread * k as f64 / count as f64)).collect();
-            grid.rise(low.iter().map(|x| x + height).collect(), low)
-        };
-        if count == 1 {
-            // Lemma 1: whole multiples of twice the spacing.
-            let heights = [2.0, 1.0].map(|k| (room / (k * spacing)).floor() * k * spacing);
-            let heights = heights.into_iter().chain([whole(room)]).filter(|h| *h > 0.0);
-            return heights.map(|h| even([h, 0.0])).collect();
-        }
-        let last = (count as f64 - 1.0) / count as f64;
-        let parts = (1..=6).map(|k| room * f64::from(k) / 8.0);
-        let spreads = parts.chain([1.0, 2.0, 3.0, 4.0].map(|p| p * spacing));
-        let shapes = spreads.map(|s| [whole(room - s * last), s]).filter(|[h, _]| *h > 0.0);
-        let least = |rises: &mut dyn Iterator<Item = Rise>| rises.min_by(|a, b| a.error.total_cmp(&b.error));
-        let free = least(&mut shapes.map(even)).map(|r| grid.improved(r, room, spacing, false));
-        // Lemma 1 again: heights that are exact in each binade, whatever the offsets.
-        let exact = (1..=4).map(|k| 2.0 * f64::from(k) * spacing).filter(|h| *h < room);
-        let exact = least(&mut exact.map(|h| even([h, (room - h) / last])));
-        let exact = exact.map(|r| grid.improved(r, room, spacing, true));
-        free.into_iter().chain(exact).collect()
-    }
-
-    fn stack(&self, constant: &Rational, bends: &[Bend], plan: &Plan) -> IdealStack {
-        let neurons = bends.iter().flat_map(|b| plan.neurons(b)).map(|(weight, bias, out)| Neuron {
-            weight: weight.into(),
-            bias: bias.into(),
-            out: out.into(),
-            up: self.gated.then(|| (Number::zero(), Number::one())),
-        });
-        IdealStack { source: self.source.clone(), constant: constant.clone().into(), neurons: neurons.collect() }
     }
 
     fn judge(&self, ideal: &IdealStack, slope: f64) -> Result<Deviation> {
@@ -230,205 +264,76 @@ fn bends_at(p: &PiecewisePolynomial, k: usize, at: &Rational, mirrored: bool) ->
     [bend(jump, true), bend(kink, false)].into_iter().filter(|b| !b.amount.is_zero()).collect()
 }
 
-/// A step as a sum of ±σ(G + offset), over the sum of the differences.
-#[derive(Clone, Debug, Default)]
-pub struct Rise {
-    /// of the neurons that are added, in units of β·z
-    pub high: Vec<f64>,
-    /// of those that are taken away
-    pub low: Vec<f64>,
-    /// the largest error seen on the grid, relative to the step, where sums err as much as they may
-    pub error: f64,
-    /// the mean error where they do not, in the largest binade
-    pub mean: f64,
-}
-
-impl Rise {
-    /// What the sum of all is to be divided by.
-    fn total(&self) -> f64 {
-        self.high.iter().sum::<f64>() - self.low.iter().sum::<f64>()
-    }
-}
-
-/// Places at which offsets are judged: around the two largest powers of two, and all over the largest binade.
-struct Grid {
-    points: Vec<f64>,
-    /// the points from here on lie all over the largest binade
-    even_from: usize,
-    lattice: Lattice,
-    /// how far each sum may be off
-    error: f64,
-}
-
-/// Points around each power of two, and elsewhere.
-const POINTS: u32 = 384;
-/// Between two points roundings change over: sums are taken to be off by this part of a spacing at least.
-const BETWEEN: f64 = 1.0 / 128.0;
-/// Offsets are tried at so many places, so often.
-const PLACES: u32 = 24;
-const ROUNDS: usize = 3;
-
-impl Grid {
-    fn new(dither: &Dither<'_>, slope: f64, spacing: f64, room: f64, bends: &[Bend]) -> Grid {
-        let lattice = lattice(dither.arithmetic.stream);
-        let end = slope * dither.reach(bends);
-        let top = f64::exp2(end.log2().floor());
-        let width = 0.5 * room + spacing;
-        let between = |lo: f64, hi: f64| (0..=POINTS).map(move |k| lo + (hi - lo) * f64::from(k) / f64::from(POINTS));
-        let windows = [top, 0.5 * top].into_iter().flat_map(|p| between(p - width, p + width));
-        // Beyond the rise, where all neurons are saturated.
-        let least = 0.5 * room + 2.0 * KNEE;
-        let here = |g: &f64| *g > least && *g <= end;
-        let mut points: Vec<f64> = windows.chain(between(end - 2.0 * spacing, end)).filter(here).collect();
-        let even_from = points.len();
-        points.extend(between(0.5 * top, end).filter(here));
-        Grid { points, even_from, lattice, error: (dither.sums * slope).max(BETWEEN * spacing) }
+impl Layouts<'_> {
+    /// The best stack found with so many copies of each neuron; `None` where there is no room.
+    ///
+    /// Errors: no copies at all.
+    pub fn copies(&self, count: usize) -> Result<Option<Copies>> {
+        if count == 0 {
+            return Err(Error::input("0 copies of a neuron"));
+        }
+        let found: Vec<Copies> = self.lines.par_iter().flat_map(|line| self.laid(line, count)).collect();
+        Ok(found.into_iter().min_by(|a, b| a.cost().total_cmp(&b.cost())))
     }
 
-    /// How large and how small a neuron's part can be at each point.
-    fn rounded(&self, offset: f64, sign: f64) -> impl Iterator<Item = [f64; 2]> + '_ {
-        let error = sign * self.error;
-        let near = move |x: f64| sign * self.lattice.nearest(x);
-        self.points.iter().map(move |g| [near(g + offset + error), near(g + offset - error)])
-    }
-
-    /// Adds neurons' parts, or takes them away again.
-    fn add(&self, sums: &mut [[f64; 2]], parts: &[(f64, f64)], factor: f64) {
-        for (offset, sign) in parts {
-            for (s, r) in sums.iter_mut().zip(self.rounded(*offset, *sign)) {
-                *s = [s[0] + factor * r[0], s[1] + factor * r[1]];
+    /// With one slope: a pair for each copy of a jump, a neuron for each of a kink. The best by the places looked at, and the second best.
+    fn laid(&self, line: &Line, count: usize) -> Vec<Copies> {
+        let neurons = |b: &Bend| if b.jump { 2 * count } else { count };
+        let mut found: Vec<Vec<Weighted>> = vec![Vec::new(); line.searches.len()];
+        for (b, kind) in self.bends.iter().zip(&line.kinds) {
+            if found[*kind].is_empty() {
+                found[*kind] = line.searches[*kind].best(neurons(b));
             }
         }
+        let most = found.iter().map(Vec::len).max().unwrap_or(0);
+        (0..most).filter_map(|rank| self.ranked(line, &found, rank)).collect()
     }
 
-    fn error(sums: &[[f64; 2]], total: f64) -> f64 {
-        sums.iter().fold(0.0, |e: f64, [most, least]| e.max(most / total - 1.0).max(1.0 - least / total))
-    }
-
-    fn sums(&self, rise: &Rise) -> Vec<[f64; 2]> {
-        let mut sums = vec![[0.0; 2]; self.points.len()];
-        let parts: Vec<_> = rise.high.iter().map(|o| (*o, 1.0)).chain(rise.low.iter().map(|o| (*o, -1.0))).collect();
-        self.add(&mut sums, &parts, 1.0);
-        sums
-    }
-
-    fn rise(&self, high: Vec<f64>, low: Vec<f64>) -> Rise {
-        let rise = Rise { high, low, error: 0.0, mean: 0.0 };
-        Rise { error: Grid::error(&self.sums(&rise), rise.total()), mean: self.mean(&rise), ..rise }
-    }
-
-    /// The mean of |error| over the largest binade, without errors of sums.
-    fn mean(&self, rise: &Rise) -> f64 {
-        let points = &self.points[self.even_from..];
-        let sum = |offsets: &[f64], g: f64| offsets.iter().map(|o| self.lattice.nearest(g + o)).sum::<f64>();
-        let error = |g: &f64| ((sum(&rise.high, *g) - sum(&rise.low, *g)) / rise.total() - 1.0).abs();
-        points.iter().map(error).sum::<f64>() / points.len().max(1) as f64
-    }
-
-    /// Moves one offset after the other to the best of its places; `paired`: the two of a pair together.
-    fn improved(&self, mut best: Rise, room: f64, spacing: f64, paired: bool) -> Rise {
-        let quantum = QUANTUM * spacing;
-        let mut sums = self.sums(&best);
-        for round in 0..ROUNDS {
-            let before = best.error;
-            for i in 0..if paired { 1 } else { 2 } * best.low.len() {
-                let (k, which) = if paired { (i, Moved::Both) } else { (i / 2, [Moved::High, Moved::Low][i % 2]) };
-                let mut rest = sums;
-                self.add(&mut rest, &best.parts(k, which), -1.0);
-                let start = best.clone();
-                // Anywhere in the room at first, then nearer and nearer.
-                let reach = room * f64::exp2(-2.0 * round as f64);
-                for place in 0..=PLACES {
-                    let by = reach * (f64::from(place) / f64::from(PLACES) - 0.5);
-                    let Some(moved) = start.moved(k, which, (by / quantum).round() * quantum, 0.5 * room) else {
-                        continue;
-                    };
-                    let mut sums = rest.clone();
-                    self.add(&mut sums, &moved.parts(k, which), 1.0);
-                    let error = Grid::error(&sums, moved.total());
-                    if error < best.error {
-                        best = Rise { error, ..moved };
-                    }
-                }
-                self.add(&mut rest, &best.parts(k, which), 1.0);
-                sums = rest;
-            }
-            if !(best.error < 0.98 * before) {
-                break;
-            }
-        }
-        Rise { mean: self.mean(&best), ..best }
+    fn ranked(&self, line: &Line, found: &[Vec<Weighted>], rank: usize) -> Option<Copies> {
+        let chosen = line.kinds.iter().map(|k| found[*k].get(rank).or(found[*k].last()));
+        let chosen: Vec<&Weighted> = chosen.collect::<Option<_>>()?;
+        let neurons = self.bends.iter().zip(&chosen).flat_map(|(b, w)| line.neurons(b, w));
+        let gated = self.dither.gated;
+        let neurons = neurons.map(|[weight, bias, out]| Neuron {
+            weight: weight.into(),
+            bias: bias.into(),
+            out: out.into(),
+            up: gated.then(|| (Number::zero(), Number::one())),
+        });
+        let neurons = neurons.collect();
+        let ideal = IdealStack { source: self.dither.source.clone(), constant: self.constant.clone().into(), neurons };
+        // What overflows is no candidate.
+        let deviation = self.dither.judge(&ideal, line.slope).ok()?;
+        let mean = self.bends.iter().zip(&chosen).zip(&line.kinds).map(|((b, w), kind)| {
+            let unit = if b.jump { 1.0 } else { line.spacing / line.slope };
+            w.mean * line.searches[*kind].average * unit * Number::from(b.amount.clone()).to_f64().abs()
+        });
+        Some(Copies { ideal, deviation, slope: line.slope, mean: mean.sum() })
     }
 }
 
-/// Which neuron of a pair.
-#[derive(Clone, Copy, PartialEq)]
-enum Moved {
-    High,
-    Low,
-    Both,
-}
-
-impl Rise {
-    /// Offset and sign of the neurons of pair k that are meant.
-    fn parts(&self, k: usize, which: Moved) -> Vec<(f64, f64)> {
-        let all = [(Moved::High, (self.high[k], 1.0)), (Moved::Low, (self.low[k], -1.0))];
-        all.into_iter().filter(|(w, _)| which == Moved::Both || *w == which).map(|(_, part)| part).collect()
-    }
-
-    /// With them moved; `None` if that leaves the room, or no rise.
-    fn moved(&self, k: usize, which: Moved, by: f64, half: f64) -> Option<Rise> {
-        let mut moved = self.clone();
-        if which != Moved::Low {
-            moved.high[k] += by;
-        }
-        if which != Moved::High {
-            moved.low[k] += by;
-        }
-        let inside = moved.high[k].abs() <= half && moved.low[k].abs() <= half;
-        (inside && moved.total() > 0.0).then_some(moved)
-    }
-}
-
-/// The numbers of a layout.
-struct Plan {
-    /// β
-    slope: f64,
-    /// U at the largest G
-    spacing: f64,
-    /// of jumps
-    rise: Rise,
-    /// N
-    count: usize,
-}
-
-impl Plan {
-    /// (weight, bias, out) of a bend's neurons.
-    fn neurons(&self, bend: &Bend) -> Vec<(Rational, Rational, Rational)> {
+impl Line {
+    /// [weight, bias, out] of a bend's neurons.
+    fn neurons(&self, bend: &Bend, copies: &Weighted) -> Vec<[Rational; 3]> {
         let number = |x: f64| Rational::from_float(x).expect("a finite number");
         let quantum = QUANTUM * self.spacing;
-        let whole = |x: f64| (x / quantum).round() * quantum;
-        let n = self.count as f64;
         let sign = if bend.mirrored { -1.0 } else { 1.0 };
         let weight = number(sign * self.slope);
         // Differences of biases are then exact.
-        let place = whole(sign * self.slope * Number::from(bend.at.clone()).to_f64());
-        let neuron = |offset: f64, out: Rational| (weight.clone(), number(offset - place), out);
-        if !bend.jump {
-            // Spread over a spacing, with a mean of 0.
-            let offset = |k: usize| whole(self.spacing * (k as f64 - (n - 1.0) / 2.0) / n);
-            let out = &bend.amount / (number(self.slope) * number(n));
-            return (0..self.count).map(|k| neuron(offset(k), out.clone())).collect();
-        }
-        let out = &bend.amount / number(self.rise.total());
-        let high = self.rise.high.iter().map(|o| neuron(*o, out.clone()));
-        high.chain(self.rise.low.iter().map(|o| neuron(*o, -out.clone()))).collect()
+        let at = sign * self.slope * Number::from(bend.at.clone()).to_f64();
+        let place = (at / quantum).round() * quantum;
+        let total = number(copies.total) * if bend.jump { Rational::one() } else { number(self.slope) };
+        let out = &bend.amount / total;
+        let neuron = |(offset, digit): (f64, i32)| {
+            [weight.clone(), number(offset - place), &out * &Rational::from(i64::from(digit))]
+        };
+        copies.neurons().map(neuron).collect()
     }
 }
 
 impl Copies {
     /// What is proved, and what is seen on the average: sums hardly ever err as much as they may.
     fn cost(&self) -> f64 {
-        self.deviation.epsilon_outside.max(self.deviation.overshoot) + AVERAGE * self.rise.mean
+        self.deviation.epsilon_outside.max(self.deviation.overshoot) + self.mean
     }
 }

@@ -9,12 +9,11 @@
 //! a linear program, with the g of one stack (t = 0), or with those of all neurons within a weight limit, which are added where
 //! they are violated (cutting planes).
 
-use clarabel::algebra::CscMatrix;
-use clarabel::solver::{DefaultSettingsBuilder, DefaultSolver, IPSolver, NonnegativeConeT, SolverStatus, ZeroConeT};
 use nalgebra::{DMatrix, DVector};
 
 use crate::activation::Activation;
 use crate::certify::Domain;
+use crate::linear_program::{Row, minimise};
 use crate::lower::{Family, Triple, Witness};
 use crate::stack::Stack;
 
@@ -255,50 +254,18 @@ fn climbed(start: (f64, f64), w_max: f64, f: impl Fn((f64, f64)) -> f64) -> (f64
 fn solve(phi: &[f64], equal: &[Vec<f64>], rows: &[Vec<f64>], total: f64) -> Option<(Vec<f64>, f64)> {
     let m = phi.len();
     // Variables λ⁺, λ⁻ ≥ 0 and t.
-    let n = 2 * m + 1;
-    let mut a: Vec<Vec<f64>> = Vec::new();
     let split = |g: &[f64], sign: f64, t: f64| -> Vec<f64> {
         g.iter().map(|x| sign * x).chain(g.iter().map(|x| -sign * x)).chain([t]).collect()
     };
-    a.extend(equal.iter().map(|q| split(q, 1.0, 0.0)));
-    let mut sum = vec![1.0; n];
+    let equal: Vec<Row> = equal.iter().map(|q| (split(q, 1.0, 0.0), 0.0)).collect();
+    let mut sum = vec![1.0; 2 * m + 1];
     sum[2 * m] = 0.0;
-    a.push(sum);
-    for g in rows {
-        a.push(split(g, 1.0, -1.0));
-        a.push(split(g, -1.0, -1.0));
-    }
-    let dense = a.len();
-    let mut b = vec![0.0; dense + n];
-    b[equal.len()] = 1.0;
-    // Column by column: the dense rows, then −x ≤ 0.
-    let (mut starts, mut at, mut values) = (vec![0], Vec::new(), Vec::new());
-    for j in 0..n {
-        for (i, row) in a.iter().enumerate().filter(|(_, row)| row[j] != 0.0) {
-            at.push(i);
-            values.push(row[j]);
-        }
-        at.push(dense + j);
-        values.push(-1.0);
-        starts.push(at.len());
-    }
-    let constraints = CscMatrix::new(dense + n, n, starts, at, values);
+    let mut limits: Vec<Row> = vec![(sum, 1.0)];
+    limits.extend(rows.iter().flat_map(|g| [(split(g, 1.0, -1.0), 0.0), (split(g, -1.0, -1.0), 0.0)]));
     let objective: Vec<f64> = phi.iter().map(|f| -f).chain(phi.iter().copied()).chain([total]).collect();
-    let cones = [ZeroConeT(equal.len()), NonnegativeConeT(dense + n - equal.len())];
-    let settings = DefaultSettingsBuilder::default().verbose(false).max_threads(1).build().ok()?;
-    let nothing = CscMatrix::<f64>::zeros((n, n));
-    let mut solver = DefaultSolver::new(&nothing, &objective, &constraints, &b, &cones, settings).ok()?;
-    solver.solve();
-    let usable = matches!(
-        solver.solution.status,
-        // Short of the optimum the multipliers still prove something.
-        SolverStatus::Solved
-            | SolverStatus::AlmostSolved
-            | SolverStatus::InsufficientProgress
-            | SolverStatus::MaxIterations
-    );
-    let x = &solver.solution.x;
-    (usable && x.iter().all(|v| v.is_finite())).then(|| ((0..m).map(|j| x[j] - x[m + j]).collect(), x[2 * m].max(0.0)))
+    // Short of the optimum the multipliers still prove something.
+    let x = minimise(&objective, &equal, &limits)?;
+    Some(((0..m).map(|j| x[j] - x[m + j]).collect(), x[2 * m].max(0.0)))
 }
 
 /// An orthonormal basis of the columns: raw ones mislead solvers.

@@ -6,6 +6,7 @@ use crate::activation::Activation;
 use crate::certificate::{CertificateFile, NeuronFile, ResponseFile, TermFile};
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
+use crate::deployed::{Deployed, DeployedResponse};
 use crate::derive::Rounding;
 use crate::format::Format;
 use crate::gated::GateFigures;
@@ -103,7 +104,33 @@ pub fn engines(file: &CertificateFile) -> Vec<String> {
             .map_or(String::new(), |q| format!("; where nothing is asked for, ‖x_out − x‖ ≤ {}", short(q)));
         format!("  {:<30} off the bands ‖error‖ ≤ {}{quiet}", d.arithmetic, short(d.total.outside))
     });
-    std::iter::once(head).chain(lines).collect()
+    std::iter::once(head).chain(lines).chain(limits(file)).collect()
+}
+
+/// What limits each response that one layer writes, under the engine with the largest bound: number format, accumulation, construction.
+fn limits(file: &CertificateFile) -> Vec<String> {
+    let worst = file.deployed.iter().max_by(|a, b| a.total.outside.total_cmp(&b.total.outside));
+    let split = |d: &Deployed| -> Vec<String> {
+        let pairs = file.responses.iter().zip(&d.responses).filter(|(r, _)| !r.carried);
+        let line = |(r, f): (&ResponseFile, &DeployedResponse)| {
+            let band = if r.certificate.delta > 0.0 {
+                format!(" ± {} (band)", short(r.certificate.delta))
+            } else {
+                String::new()
+            };
+            format!(
+                "    {:<28} z ± {} (rounded rows) ± {} (accumulation){band}, then ± {} (construction)",
+                r.name,
+                short(f.delta_rows),
+                short(f.delta_sums),
+                short(f.epsilon_outside)
+            )
+        };
+        let lines: Vec<String> = pairs.map(line).collect();
+        let head = (!lines.is_empty()).then(|| format!("  of that, under {}:", d.arithmetic));
+        head.into_iter().chain(lines).collect()
+    };
+    worst.map_or(Vec::new(), split)
 }
 
 /// When a gated term counts.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::arithmetic::rows;
 use crate::block::Block;
 use crate::compile::{Depth, LayoutBounds, Options, Response, Target, compile, one_layer_bounds};
-use crate::deployed::Deployed;
+use crate::deployed::{Deployed, DeployedResponse};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::host::bias_parts;
@@ -56,6 +56,10 @@ pub struct Engine {
     pub arithmetic: &'static str,
     /// δ: how far z is from where the response jumps, at least, for `error` to hold
     pub band: f64,
+    /// what rounded rows move z by; part of `band`. Of two layers the largest of the responses that are written at once, 0 if there are none
+    pub delta_rows: f64,
+    /// what accumulation moves a pre-activation by, in units of z, likewise; part of `error`
+    pub delta_sums: f64,
     /// bound on ‖written − c(z)·v‖/‖v‖ there, before the residual addition
     pub error: f64,
     /// bound on ‖x_out − (x + c(z)·v)‖, residual addition included
@@ -134,7 +138,18 @@ fn engine(d: &Deployed, deltas: &[f64], length: f64) -> Option<Engine> {
     let bands = free().filter(|(_, delta)| **delta > 0.0).map(|(r, delta)| delta + r.delta_rows);
     let band = bands.chain(d.terms.iter().flat_map(|t| t.bands.iter().copied())).fold(0.0, f64::max);
     let error = if length > 0.0 { written / length } else { 0.0 };
-    Some(Engine { arithmetic: row.name, band, error, stream: d.total.outside, quiet: d.total.quiet, on_front: false })
+    let most = |f: fn(&DeployedResponse) -> f64| free().map(|(r, _)| f(r)).fold(0.0, f64::max);
+    let (delta_rows, delta_sums) = (most(|r| r.delta_rows), most(|r| r.delta_sums));
+    Some(Engine {
+        arithmetic: row.name,
+        band,
+        delta_rows,
+        delta_sums,
+        error,
+        stream: d.total.outside,
+        quiet: d.total.quiet,
+        on_front: false,
+    })
 }
 
 /// Marks what no other layout of the same engine beats in neurons, layers, band and error.

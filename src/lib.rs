@@ -40,7 +40,7 @@
 //! | trusted: functions | [`activation`], [`atom`], [`algebra`], [`expr`], [`piecewise`], [`stack`] |
 //! | trusted: proofs | [`certify`] for a stack, [`lower`] for what no stack can reach, [`mod@derive`] for a block, [`ridge`] for sums over pre-activations |
 //! | trusted: engines | [`arithmetic`], [`landscape`], [`exhaust`], [`running`], [`tokens`], [`deployed`] |
-//! | search | [`canonical`], [`exact`], [`minimax`], [`duals`], [`dither`], [`solve`] |
+//! | search | [`canonical`], [`exact`], [`minimax`], [`linear_program`], [`duals`], [`scaling`], [`dither`], [`solve`] |
 //! | weights and files | [`mod@format`], [`tensors`], [`gguf`], [`vectors`], [`residuals`], [`block`], [`certificate`], [`files`] |
 //! | hosts | [`carriers`], [`host`], [`mod@reference`] |
 //! | the pipeline | [`mod@compile`], [`verify`] |
@@ -86,6 +86,7 @@ pub mod inspect;
 pub mod interval;
 pub mod intervention;
 pub mod landscape;
+pub mod linear_program;
 pub mod lower;
 pub mod minimax;
 pub mod number;
@@ -99,6 +100,7 @@ pub mod residuals;
 pub mod ridge;
 pub mod running;
 pub mod sae;
+pub mod scaling;
 pub mod solve;
 pub mod source;
 pub mod spec;

@@ -19,7 +19,9 @@ fn copies(row: &str, [lo, hi]: [f64; 2], delta: f64, sums: f64, count: usize) ->
         delta,
         arithmetic: rows(row).unwrap()[0],
         sums,
+        idle_sums: 0.0,
         max_weight: 1_048_576.0,
+        row: None,
     };
     dither.copies(count).unwrap().unwrap()
 }
@@ -62,15 +64,16 @@ fn seen(c: &Copies, delta: f64, round: impl Fn(f32) -> f32 + Copy) -> [f64; 2] {
 /// on the average; 16 pairs with offsets spread over 0.117 more, by 0.03 to 0.06 at most and by 0.0005.
 #[test]
 fn a_search_beats_even_offsets() {
-    // The same widths, and room for the knees.
-    for (count, delta, most, mean) in [(1, 0.13, 0.25, 0.002), (16, 0.19, 0.0625, 5e-4)] {
+    // The same widths, and room for the knees. One pair is at its optimum: in the largest binade a height that is no even number of spacings is off by a
+    // fifth of the step or more nearly everywhere, and one of two spacings by half a spacing around powers of two.
+    for (count, delta, most, mean) in [(1, 0.13, 0.25, 0.002), (16, 0.19, 0.045, 6e-4)] {
         let c = copies("transformers-bf16", [-30.0, 32.0], delta, 0.0, count);
         let [worst, average] = seen(&c, delta, to_bf16);
         println!("{count} pairs: proved {:.4}, seen {worst:.4}, mean {average:.2e}", c.deviation.epsilon_outside);
         assert!(c.deviation.epsilon_outside <= most, "{:?}", c.deviation);
         assert!(average <= mean, "{average}");
         assert!(worst <= c.deviation.epsilon_outside);
-        assert!(c.deviation.leak.is_some_and(|l| l < 1e-6));
+        assert_eq!(c.deviation.leak, Some(0.0));
     }
 }
 
@@ -107,7 +110,36 @@ fn more_copies_are_better() {
         .iter()
         .map(|n| copies("transformers-bf16", [-30.0, 32.0], 0.5, 0.01, *n).deviation.epsilon_outside)
         .collect();
-    assert!(errors.windows(2).all(|w| w[1] < w[0]), "{errors:?}");
+    // Beyond some number the errors of sums are all that is left, and a search is no proof of an optimum.
+    assert!(errors.windows(2).all(|w| w[1] < 1.05 * w[0]) && errors[3] < 0.7 * errors[0], "{errors:?}");
+}
+
+#[test]
+fn an_idle_cap_does_not_leak() {
+    let target = "-relu(z - 20)".parse().unwrap();
+    for sums in [0.0, 0.05] {
+        let dither = Dither {
+            target: &target,
+            source: &Activation::Silu,
+            gated: true,
+            domain: Domain::new(-110.0, 140.0).unwrap(),
+            delta: 0.0,
+            arithmetic: rows("transformers-bf16").unwrap()[0],
+            sums,
+            idle_sums: 0.0,
+            max_weight: 1_048_576.0,
+            row: None,
+        };
+        let layouts = dither.layouts().unwrap().unwrap();
+        // Half a spacing of 120/128 for one neuron.
+        for (count, most) in [(1, 0.5), (4, 0.3), (16, 0.25)] {
+            let c = layouts.copies(count).unwrap().unwrap();
+            println!("{count} copies, sums off by {sums}: {:.3}", c.deviation.epsilon_outside);
+            assert!(c.deviation.epsilon_outside <= most * 120.0 / 128.0 + 1.5 * sums, "{:?}", c.deviation);
+            assert_eq!(c.deviation.leak, Some(0.0), "{count}");
+            assert!(c.ideal.neurons.len() <= count);
+        }
+    }
 }
 
 #[test]
@@ -123,7 +155,9 @@ fn what_has_no_room_has_no_copies() {
             delta,
             arithmetic: rows("transformers-f16").unwrap()[0],
             sums: 0.01,
+            idle_sums: 0.0,
             max_weight: 1_048_576.0,
+            row: None,
         }
         .copies(4)
     };
@@ -136,6 +170,25 @@ fn what_has_no_room_has_no_copies() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// The error of a step is linear in its weights, as `src/dither/offsets.rs` uses it: with Σ n = 0 and K(y) what rounding adds at a distance y from
+    /// a power of two (of spacing U above it, U/2 below), Σ n·fl(P + t + o) = Σ n·o + Σ n·K(t + o).
+    #[test]
+    fn the_error_of_a_step_is_linear(terms in prop::collection::vec((-96i32..=96, -8i32..=8), 2..12), at in -128i32..=128) {
+        let rest: i32 = terms.iter().map(|t| t.1).sum();
+        let terms = terms.into_iter().chain([(0, -rest)]);
+        // Around 256 numbers of bf16 are 2 apart above, 1 below; offsets and places in multiples of 1/16.
+        let t = f64::from(at) / 16.0;
+        let k = |y: f64| if y >= 0.0 { 2.0 * (y / 2.0).round_ties_even() - y } else { y.round_ties_even() - y };
+        let (mut sum, mut line, mut error) = (0.0, 0.0, 0.0);
+        for (o, n) in terms {
+            let (o, n) = (f64::from(o) / 16.0, f64::from(n));
+            sum += n * f64::from(once(256.0 + t + o, to_bf16));
+            line += n * o;
+            error += n * k(t + o);
+        }
+        prop_assert_eq!(sum, line + error);
+    }
 
     /// Hermite's identity, as docs/arithmetic.md uses it: within a binade the mean of N roundings with offsets k/N of a spacing is the rounding of their mean to
     /// a lattice N times as fine, but for ties.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module, in reading order. A module imports from those above it, never from those below.
-const ORDER: [&str; 56] = [
+const ORDER: [&str; 58] = [
     "error",
     "interval",
     "rational",
@@ -24,12 +24,14 @@ const ORDER: [&str; 56] = [
     "canonical",
     "exact",
     "minimax",
+    "linear_program",
     "duals",
     "format",
     "arithmetic",
     "landscape",
     "exhaust",
     "running",
+    "scaling",
     "dither",
     "solve",
     "files",
@@ -87,7 +89,7 @@ const TRUSTED: [&str; 18] = [
 ];
 
 /// What the certifier must not know, not even through others.
-const SOLVERS: [&str; 6] = ["canonical", "exact", "minimax", "duals", "dither", "solve"];
+const SOLVERS: [&str; 8] = ["canonical", "exact", "minimax", "linear_program", "duals", "scaling", "dither", "solve"];
 
 /// The one module with `unsafe`: it maps files into memory.
 const MAPS_MEMORY: &str = "tensors";
