@@ -417,7 +417,8 @@ impl Sae {
     fn vectors(&self, matrix: &Matrix, indices: &[usize]) -> Result<Vec<Vec<f64>>> {
         let tensor = self.weights.tensor(&matrix.name)?;
         if matrix.rows {
-            return indices.iter().map(|&f| tensor.row(f).at(|| format!("feature {f}"))).collect();
+            let rows: Vec<_> = indices.par_iter().map(|&f| tensor.row(f).at(|| format!("feature {f}"))).collect();
+            return rows.into_iter().collect();
         }
         tensor.columns(indices).map_err(|e| match indices.iter().find(|f| tensor.columns(&[**f]).is_err()) {
             Some(f) => e.at(format!("feature {f}")),

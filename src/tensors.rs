@@ -374,7 +374,12 @@ impl<'a> Tensor<'a> {
         let (rows, columns) = self.matrix()?;
         self.has("row", row, rows)?;
         let (down, across) = (self.entry.strides[0], self.entry.strides[1]);
-        (0..columns).map(|k| self.at(row * down + k * across, || vec![row, k])).collect()
+        // Collecting results would grow the vector step by step.
+        let mut values = Vec::with_capacity(columns);
+        for k in 0..columns {
+            values.push(self.at(row * down + k * across, || vec![row, k])?);
+        }
+        Ok(values)
     }
 
     /// Some columns of a two-dimensional tensor, in the order asked for: one pass over the rows, at the asked columns only.

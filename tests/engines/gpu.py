@@ -22,7 +22,7 @@ FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16}
 SPEC = """
 sae = "{sae}"
 layer = 1
-layers = 2
+layers = {layers}
 [[interventions]]
 feature = 3
 action = "ablate"
@@ -30,17 +30,24 @@ action = "ablate"
 feature = 6
 action = "clamp_when_active"
 value = 20
-[[interventions]]
-feature = 10
-action = "ablate"
-gate = 12
+{more}
 [host]
 arithmetic = ["transformers-cuda-{format}"{split}]
 [domain]
 norm = {norm}
 """
-# Carriers for every token, the first ones too; bounds for those of usual norms.
-NORMS = {"": 30_000, "bounds-": 250}
+GATE = """[[interventions]]
+feature = 10
+action = "ablate"
+gate = 12
+"""
+# Steps in one layer of 16 bits: copies of steep neurons, in wide bands.
+BAND = """[budget]
+band = 0.5
+neurons = 48
+"""
+# (norm, layers, what else): carriers for every token, the first ones too; bounds for those of usual norms.
+KINDS = {"": (30_000, 2, GATE), "bounds-": (250, 2, GATE), "one-": (250, 1, BAND)}
 
 
 def make(folder: Path):
@@ -61,8 +68,9 @@ def make(folder: Path):
         model.to(dtype).save_pretrained(folder / f"source-{name}")
         source = folder / f"source-{name}"
         split = ', "transformers-cuda-split-bf16"' if name == "bf16" else ""
-        for kind, norm in NORMS.items():
-            (folder / "spec.toml").write_text(SPEC.format(sae=SAE, format=name, split=split, norm=norm))
+        for kind, (norm, layers, more) in KINDS.items():
+            spec = SPEC.format(sae=SAE, format=name, split=split, norm=norm, layers=layers, more=more)
+            (folder / "spec.toml").write_text(spec)
             splice = [command, "splice", folder / "spec.toml", "--model", source, "--output", folder / f"{kind}{name}", "--force", "--no-selftest"]
             # 3: a tolerance of 1e-3 is out of reach of bf16 weights.
             assert subprocess.run(splice, stdout=subprocess.DEVNULL).returncode in (0, 3)
@@ -109,7 +117,8 @@ def judge(folder: Path, split: str):
     sae = load_file(SAE / "sae_weights.safetensors")
     w, b, d, threshold = (sae[key].double() for key in ("W_enc", "b_enc", "W_dec", "threshold"))
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "norms exact:", norms_are_exact())
-    for kind, name, dtype in ((kind, *f) for kind in NORMS for f in FORMATS.items()):
+    for kind, name, dtype in ((kind, *f) for kind in KINDS for f in FORMATS.items()):
+        norm_limit, layers, _ = KINDS[kind]
         model = LlamaForCausalLM.from_pretrained(folder / f"{kind}{name}", dtype=dtype).cuda().eval()
         ids = torch.randint(1, 3000, (16, 40), generator=torch.Generator().manual_seed(3))
         ids[:, 0] = 0
@@ -122,33 +131,34 @@ def judge(folder: Path, split: str):
             seen["y"] = (output[0] if isinstance(output, tuple) else output).detach()
 
         model.model.layers[2].register_forward_pre_hook(before, with_kwargs=True)
-        model.model.layers[3].register_forward_hook(after)
+        model.model.layers[1 + layers].register_forward_hook(after)
         with torch.no_grad():
             model(ids.cuda())
         x, y = (seen[key].double().cpu().flatten(0, 1) for key in "xy")
         padding = y[:, 576:].abs().max().item()
         x, y = x[:, :576], y[:, :576]
         z = x @ w + b
-        on = {f: (z[:, f] > threshold[f]).double() for f in (3, 6, 10, 12)}
+        on = {f: (z[:, f] > threshold[f]).double() for f in ((3, 6, 10, 12) if layers == 2 else (3, 6))}
         exact = x - (z[:, 3] * on[3])[:, None] * d[3] + ((20 - z[:, 6]) * on[6])[:, None] * d[6]
-        exact = exact - (z[:, 10] * on[10] * on[12])[:, None] * d[10]
+        gated = on[10] * on[12] if layers == 2 else torch.zeros_like(on[3])
+        exact = exact - (z[:, 10] * gated)[:, None] * d[10]
         near = ((z[:, list(on)] - threshold[list(on)]).abs() < (0.02 if name == "f32" else 0.3)).any(1)
-        changed = (on[3] + on[6] + on[10] * on[12] > 0) & ~near
+        changed = (on[3] + on[6] + gated > 0) & ~near
         idle = ~changed & ~near
         norm = x.norm(dim=1)
         error, rounding = (y - exact).norm(dim=1) / norm, (exact.to(dtype).double() - exact).norm(dim=1) / norm
         print(
-            f"{name}: {len(norm)} tokens of norm {norm.min():.0f} to {norm.max():.0f}, {int(near.sum())} near a threshold; "
+            f"{name}, {'one layer' if layers == 1 else 'two layers'}: {len(norm)} tokens of norm {norm.min():.0f} to {norm.max():.0f}, {int(near.sum())} near a threshold; "
             f"{int(changed.sum())} changed: mean {error[changed].mean():.2e}, max {error[changed].max():.2e} "
             f"(rounding the exact result: {rounding[changed].mean():.2e}, {rounding[changed].max():.2e}); "
             f"{int(idle.sum())} idle, {int((y != x).any(1)[idle].sum())} disturbed; padding {padding}"
         )
         if kind:
             outside, quiet, band = bounds(folder / f"{kind}{name}", f"transformers-cuda{split if name == 'bf16' else ''}-{name}")
-            off = ((z[:, list(on)] - threshold[list(on)]).abs() > band).all(1) & (norm <= NORMS[kind])
+            off = ((z[:, list(on)] - threshold[list(on)]).abs() > band).all(1) & (norm <= norm_limit)
             worst = (y - exact).norm(dim=1)[off].max().item() if off.any() else 0.0
             moved = (y - x).norm(dim=1)[off & idle].max().item() if (off & idle).any() else 0.0
-            print(f"    {int(off.sum())} tokens off the bands: error {worst:.3g}, certified {outside:.3g}; idle ones moved {moved:.3g}, certified {quiet:.3g}")
+            print(f"    {int(off.sum())} tokens of norm <= {norm_limit} off the bands: error {worst:.3g}, certified {outside:.3g}; idle ones moved {moved:.3g}, certified {quiet:.3g}")
             assert worst <= outside and moved <= quiet, "a token is beyond its bound"
             continue
         assert padding == 0 and not (y != x).any(1)[idle].any()
