@@ -35,6 +35,7 @@ value = 20
 arithmetic = ["transformers-cuda-{format}"{split}]
 [domain]
 norm = {norm}
+{range}
 """
 GATE = """[[interventions]]
 feature = 10
@@ -43,9 +44,10 @@ gate = 12
 """
 # Steps in one layer of 16 bits: copies of steep neurons, in wide bands.
 BAND = """[budget]
-band = 0.5
+band = 1
 neurons = 48
 """
+RANGE = "range = [-40, 40]"
 # (norm, layers, what else): carriers for every token, the first ones too; bounds for those of usual norms.
 KINDS = {"": (30_000, 2, GATE), "bounds-": (250, 2, GATE), "one-": (250, 1, BAND)}
 
@@ -67,9 +69,10 @@ def make(folder: Path):
     for name, dtype in FORMATS.items():
         model.to(dtype).save_pretrained(folder / f"source-{name}")
         source = folder / f"source-{name}"
-        split = ', "transformers-cuda-split-bf16"' if name == "bf16" else ""
         for kind, (norm, layers, more) in KINDS.items():
-            spec = SPEC.format(sae=SAE, format=name, split=split, norm=norm, layers=layers, more=more)
+            # For reduced partial sums no copies help, and they would be chosen for both.
+            split = ', "transformers-cuda-split-bf16"' if name == "bf16" and layers == 2 else ""
+            spec = SPEC.format(sae=SAE, format=name, split=split, norm=norm, layers=layers, more=more, range=RANGE if layers == 1 else "")
             (folder / "spec.toml").write_text(spec)
             splice = [command, "splice", folder / "spec.toml", "--model", source, "--output", folder / f"{kind}{name}", "--force", "--no-selftest"]
             # 3: a tolerance of 1e-3 is out of reach of bf16 weights.
@@ -119,6 +122,8 @@ def judge(folder: Path, split: str):
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "norms exact:", norms_are_exact())
     for kind, name, dtype in ((kind, *f) for kind in KINDS for f in FORMATS.items()):
         norm_limit, layers, _ = KINDS[kind]
+        if split and layers == 1:
+            continue
         model = LlamaForCausalLM.from_pretrained(folder / f"{kind}{name}", dtype=dtype).cuda().eval()
         ids = torch.randint(1, 3000, (16, 40), generator=torch.Generator().manual_seed(3))
         ids[:, 0] = 0
