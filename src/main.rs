@@ -15,7 +15,8 @@ use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{
-    band, conditions, counted, engines, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
+    band, conditions, counted, engines, evidence, explain, figures, formula, gate_figures, gate_limit, limit, short,
+    warnings,
 };
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -367,6 +368,7 @@ fn summary(c: &Compiled) -> String {
         out += "\n";
     }
     out += "(error: off the jumps; band: how near to one, rounded rows included; overshoot: beyond its two sides there; leak: where c(z) is 0)\n";
+    out += &fits(c);
     if c.first.is_some() {
         out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
     }
@@ -380,6 +382,29 @@ fn summary(c: &Compiled) -> String {
     }
     for warning in warnings(c) {
         out += &format!("warning: {warning}\n");
+    }
+    out
+}
+
+/// What the search saw of responses that are fits; nothing where all are constructed.
+fn fits(c: &Compiled) -> String {
+    let found = c.certificate.responses.iter().zip(&c.solutions);
+    let mut out = String::new();
+    for (r, s, a) in found.filter_map(|(r, s)| Some((r, s, s.alternation?))) {
+        out += &format!(
+            "{}: a fit; before rounding its error alternates {} times, in full {} ({} free parameters); |weight| ≤ {}, Σ|out| = {}\n",
+            r.name,
+            a.seen,
+            a.full(),
+            a.parameters,
+            short(s.max_weight()),
+            short(s.total())
+        );
+    }
+    if !out.is_empty() {
+        out = format!(
+            "\n{out}(alternations between the extremes of the error: evidence of a local optimum, no proof; docs/mathematics.md)\n"
+        );
     }
     out
 }
@@ -578,6 +603,7 @@ struct FitOutput<'a> {
     neurons: Vec<NeuronFile<f64>>,
     certificate: &'a Figures,
     alternations: Option<usize>,
+    alternations_in_full: Option<usize>,
 }
 
 impl Fit {
@@ -621,7 +647,8 @@ impl Fit {
                     constant: s.stack.constant,
                     neurons: s.stack.neurons.iter().map(NeuronFile::new).collect(),
                     certificate: s.certificate.figures(),
-                    alternations: s.alternations,
+                    alternations: s.alternation.map(|a| a.seen),
+                    alternations_in_full: s.alternation.map(|a| a.full()),
                 };
                 say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
             }
@@ -640,11 +667,8 @@ impl Fit {
         for n in &s.stack.neurons {
             out += &format!("  {}\n", formula(n, &s.stack.source));
         }
-        for line in figures(s.certificate.figures(), None) {
+        for line in figures(s.certificate.figures(), None).into_iter().chain(evidence(s)) {
             out += &format!("{line}\n");
-        }
-        if let Some(k) = s.alternations {
-            out += &format!("the error was seen to alternate {k} times between its extremes\n");
         }
         if let Some(b) = &s.binding {
             out += &format!("what limits it: {b}\n");
@@ -674,7 +698,7 @@ fn table(solutions: &[Solution]) -> String {
             short(s.error()),
             short(s.max_weight()),
             short(s.total()),
-            s.alternations.map_or("-".into(), |k| k.to_string()),
+            s.alternation.map_or("-".into(), |a| format!("{} of {}", a.seen, a.full())),
             s.certificate.status()
         );
     }

@@ -451,6 +451,7 @@ fn fit_in_json() {
             "neurons",
             "certificate",
             "alternations",
+            "alternations_in_full",
         ];
         let at: Vec<usize> = order.iter().map(|k| text.find(&format!("\"{k}\":")).unwrap()).collect();
         assert!(at.is_sorted() && at[0] == 1, "{text}");
@@ -492,6 +493,7 @@ fn fit_in_json() {
         // Constructions have no alternations to report.
         assert!(v["alternations"].is_null() || v["alternations"].as_u64().unwrap() > 0);
         assert_eq!(v["alternations"].is_u64(), args.contains("gelu"), "{args}");
+        assert_eq!(v["alternations_in_full"].is_u64(), args.contains("gelu"), "{args}");
     }
 }
 
@@ -506,6 +508,37 @@ fn fronts() {
     let table = String::from_utf8(fit(args).assert().success().get_output().stdout.clone()).unwrap();
     assert_eq!(table.lines().count(), lines.len() + 1, "{table}");
     fit(&format!("{args} --tolerance 1e-3")).assert().code(2).stderr(contains("cannot be used with"));
+}
+
+#[test]
+fn evidence_of_a_local_optimum_is_told_from_what_is_proved() {
+    // Three numbers a neuron and the output constant: 13 free parameters, none of them at a limit.
+    let said = "alternates 14 times between its extremes (13 free parameters: 14 in full)";
+    let args = "--target gelu --source silu --neurons 4 --domain -8 8 --max-weight 16";
+    fit(args)
+        .assert()
+        .success()
+        .stdout(contains(format!("evidence of a local optimum, no proof: before rounding the error {said}")));
+
+    let work = Work::new();
+    let spec = work.spec(|v| {
+        v["interventions"] = json!([
+            {"feature": 0, "action": "expr", "expr": "gelu(z)", "name": "a gelu"}, {"feature": 1, "action": "add", "value": 0.7},
+        ]);
+        v["domain"]["range"] = json!([-8, 8]);
+        v["host"] = json!({"form": "plain"});
+        v["budget"] = json!({"tolerance": 1e-3, "neurons": 4, "max_weight": 16});
+    });
+    let explained = neurograft().arg("explain").arg(&spec).assert().get_output().clone();
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert_eq!(explained.matches("evidence of a local optimum, no proof").count(), 1, "{explained}");
+    let compiled = neurograft().args(["compile", "-o"]).arg(work.path("out")).arg(&spec).assert().get_output().clone();
+    let summary = String::from_utf8(compiled.stdout).unwrap();
+    assert!(summary.contains("a gelu: a fit; before rounding its error alternates "), "{summary}");
+    assert_eq!(summary.matches("a fit; before rounding").count(), 1, "{summary}");
+    // The certificate holds what is proved, and nothing else.
+    let text = fs::read_to_string(work.path("out/certificate.json")).unwrap();
+    assert!(!text.contains("alternat"), "{text}");
 }
 
 #[test]
