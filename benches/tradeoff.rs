@@ -27,7 +27,7 @@ use neurograft::format::Format;
 use neurograft::lower::{self, Family};
 use neurograft::minimax::{self, Alternation};
 use neurograft::report::log_plot;
-use neurograft::solve::{Budget, Request, Solution, by_neurons};
+use neurograft::solve::{Budget, Request, Solution, by_neurons, solve};
 use neurograft::stack::Form;
 use neurograft::{duals, eval};
 
@@ -77,6 +77,7 @@ struct Job {
     source: String,
     max_weight: f64,
     counts: Vec<usize>,
+    commit: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +91,8 @@ struct Cell {
     seconds: f64,
     /// `None` where nothing keeps to the limits
     found: Option<Found>,
+    /// of the program
+    commit: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -146,6 +149,7 @@ impl Job {
             allowed: *allowed,
             seconds,
             found: s.map(|s| found(s, *allowed)),
+            commit: self.commit.clone(),
         };
         solutions.into_iter().zip(&self.counts).map(cell).collect()
     }
@@ -177,20 +181,25 @@ struct Floor {
     max_weight: f64,
     max_total: f64,
     bound: f64,
+    /// what a fit of [`REACHING`] neurons within the limits is certified to reach
+    reached: f64,
 }
 
-const FLOORS: &str = "target,source,max_weight,max_total,floor";
+const REACHING: usize = 8;
+const FLOORS: &str = "target,source,max_weight,max_total,floor,reached";
 
 impl Floor {
     fn row(&self) -> String {
-        format!("{},{},{},{},{:e}", self.target, self.source, self.max_weight, self.max_total, self.bound)
+        let Floor { target, source, max_weight, max_total, bound, reached } = self;
+        format!("{target},{source},{max_weight},{max_total},{bound:e},{reached:e}")
     }
 
     fn read(line: &str) -> Option<Self> {
         let f: Vec<&str> = line.split(',').collect();
-        let [target, source, w, a, bound] = f[..] else { return None };
-        let (max_weight, max_total, bound) = (w.parse().ok()?, a.parse().ok()?, bound.parse().ok()?);
-        Some(Floor { target: target.into(), source: source.into(), max_weight, max_total, bound })
+        let [target, source, numbers @ ..] = &f[..] else { return None };
+        let numbers: Vec<f64> = numbers.iter().filter_map(|x| x.parse().ok()).collect();
+        let [max_weight, max_total, bound, reached] = numbers[..] else { return None };
+        Some(Floor { target: target.to_string(), source: source.to_string(), max_weight, max_total, bound, reached })
     }
 }
 
@@ -212,7 +221,12 @@ fn floors() -> Vec<Floor> {
         let value = |z: f64| eval::value(&expr, &[z]).unwrap();
         let witness = duals::all_stacks(&value, &activation, family, &duals::points(domain, &[0.0], 72))?;
         let bound = lower::all_stacks(&expr, domain, &activation, family, &witness).ok()?.value();
-        let floor = Floor { target: target.into(), source: source.into(), max_weight, max_total, bound };
+        let budget = Budget { neurons: REACHING, max_weight, max_total, ..Budget::default() };
+        let request =
+            Request { target: &expr, source: &activation, form: Form::Plain, format: Format::F64, domain, budget };
+        let reached = solve(&request).ok()?.error();
+        assert!(bound <= reached, "{target} from {source}: {bound} above {reached}");
+        let floor = Floor { target: target.into(), source: source.into(), max_weight, max_total, bound, reached };
         println!("{}", floor.row());
         Some(floor)
     };
@@ -341,23 +355,30 @@ fn restarts_table(restarts: &[Restarts]) -> String {
     out
 }
 
-/// When, where and of which commit a part was measured.
-struct Measured {
-    part: String,
-    when: String,
+fn command(program: &str, arguments: &[&str]) -> Option<String> {
+    let done = std::process::Command::new(program).args(arguments).output().ok()?;
+    Some(String::from_utf8_lossy(&done.stdout).trim().to_string()).filter(|t| !t.is_empty())
 }
 
-impl Measured {
-    /// Asked for before anything is measured: the commit is that of the program.
-    fn now(machine: &str) -> String {
-        let run = |command: &str, arguments: &[&str]| {
-            let done = std::process::Command::new(command).args(arguments).output().ok()?;
-            Some(String::from_utf8_lossy(&done.stdout).trim().to_string()).filter(|t| !t.is_empty())
-        };
-        let commit = run("git", &["describe", "--always", "--dirty", "--exclude", "*"]).unwrap_or("unknown".into());
-        let date = run("date", &["+%Y-%m-%d"]).unwrap_or_default();
-        format!("{date}, commit {commit}, {machine}")
+/// Asked for before anything is measured: that of the program.
+fn commit() -> String {
+    command("git", &["describe", "--always", "--dirty", "--exclude", "*"]).unwrap_or("unknown".into())
+}
+
+/// What the page says of its parts, by name: when, where and of which commit they were measured.
+type Measured = BTreeMap<String, String>;
+
+/// The commits of cells, each with its targets.
+fn commits(cells: &[Cell]) -> String {
+    let mut by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for c in cells {
+        let targets = by.entry(&c.commit).or_default();
+        if !targets.contains(&&c.target[..]) {
+            targets.push(&c.target);
+        }
     }
+    let said = by.iter().map(|(commit, targets)| format!("{commit} ({})", targets.join(", ")));
+    said.collect::<Vec<_>>().join("; ")
 }
 
 fn shown(c: &Cell) -> String {
@@ -368,7 +389,7 @@ fn shown(c: &Cell) -> String {
     }
 }
 
-const HEAD: &str = "part,target,source,max_weight,neurons_allowed,seconds,neurons_used,certified_error,status,lower_bound,largest_weight,sum_out,alternations";
+const HEAD: &str = "part,target,source,max_weight,neurons_allowed,seconds,neurons_used,certified_error,status,lower_bound,largest_weight,sum_out,alternations,commit";
 
 /// A cell as a line of the file; numbers that read back as they are.
 fn row(c: &Cell) -> String {
@@ -380,6 +401,7 @@ fn row(c: &Cell) -> String {
     } else {
         out += ",,,,,,,";
     }
+    write!(out, ",{}", c.commit).unwrap();
     out
 }
 
@@ -408,6 +430,7 @@ fn read(line: &str) -> Option<Cell> {
         allowed: f[4].parse().ok()?,
         seconds: f[5].parse().ok()?,
         found: if f[6].is_empty() { None } else { Some(found()?) },
+        commit: f[13].into(),
     })
 }
 
@@ -445,14 +468,14 @@ fn hours(matrix: &[Cell], responses: &[Cell]) -> String {
     format!("The searches took {m:.1} minutes of one thread for the matrix and {r:.1} for the responses below.\n")
 }
 
-fn page(matrix: &[Cell], responses: &[Cell], floors: &[Floor], restarts: &[Restarts], measured: &[Measured]) -> String {
+fn page(matrix: &[Cell], responses: &[Cell], floors: &[Floor], restarts: &[Restarts], measured: &Measured) -> String {
     let mut out = format!(
-        "# Error against neurons\n\nWritten by `cargo bench --bench tradeoff -- --into docs`, one part at a time by `--only cells`, `--only floors` and `--only restarts`.\n\n\
+        "# Error against neurons\n\nWritten by `cargo bench --bench tradeoff -- --into docs`, one part at a time by `--only cells`, `--only floors` and `--only restarts`\n(`--only cells --targets gelu,silu`: of these targets). The CSV has the commit of each row.\n\n\
          | part | measured |\n|---|---|\n{}\n\
          Certified errors on [−8, 8] of plain stacks in f64 with an output constant, inner weights at most {MAX_WEIGHT} and Σ|out| at most {MAX_TOTAL} for fits. *exact*: proved as an identity of the numbers before rounding. All\n\
          cells, with lower bounds, weights, alternations and times (of one thread, for all numbers of neurons of a pair together):\n\
          [tradeoff.csv](tradeoff.csv). Against what people would use instead: [peers.md](peers.md).\n",
-        measured.iter().map(|m| format!("| {} | {} |\n", m.part, m.when)).collect::<String>()
+        measured.iter().map(|(part, when)| format!("| {part} | {when} |\n")).collect::<String>()
     );
     out += &hours(matrix, responses);
     for n in [4, 8] {
@@ -485,9 +508,11 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[Floor], restarts: &[Resta
             1.5306e-2 of hardswish, and no polyline with as many kinks is within 1.5297e-2.\n";
     out += &restarts_table(restarts);
     out += "\n## Floors\n\nNo stack of any number of neurons with |weight| ≤ W and Σ|out| ≤ A, whatever its biases and constant, is closer on [−24, 24]: proved by branch and\n\
-            bound over all (weight, bias). relu scales: under W its floor is that of W = 1, divided by W, at A·W.\n\n| target | source | W | A | floor |\n|---|---|---|---|---|\n";
-    for Floor { target, source, max_weight, max_total, bound } in floors {
-        writeln!(out, "| {target} | {source} | {max_weight} | {max_total} | {bound:.4e} |").unwrap();
+            bound over all (weight, bias). relu scales: under W its floor is that of W = 1, divided by W, at A·W.\n\
+            Beside it what 8 neurons within the limits are certified to reach; a floor of 0 was not found, and where that is small there is little to find.\n\n\
+            | target | source | W | A | floor | 8 neurons |\n|---|---|---|---|---|---|\n";
+    for Floor { target, source, max_weight, max_total, bound, reached } in floors {
+        writeln!(out, "| {target} | {source} | {max_weight} | {max_total} | {bound:.4e} | {reached:.4e} |").unwrap();
     }
     out += "\n## Responses of interventions\n\nThe larger of the error off the bands and the overshoot inside; jumps at 1 have a band of radius 0.125.\n";
     for limit in RESPONSE_WEIGHTS {
@@ -518,7 +543,7 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[Floor], restarts: &[Resta
     out
 }
 
-fn jobs(test: bool, most: usize) -> Vec<Job> {
+fn jobs(test: bool, most: usize, commit: &str) -> Vec<Job> {
     let up_to = |counts: &[usize]| -> Vec<usize> {
         counts.iter().copied().filter(|n| *n <= if test { 2 } else { most }).collect()
     };
@@ -533,6 +558,7 @@ fn jobs(test: bool, most: usize) -> Vec<Job> {
                 source: source.to_string(),
                 max_weight: MAX_WEIGHT,
                 counts: up_to(&NEURONS),
+                commit: commit.into(),
             });
         }
     }
@@ -546,6 +572,7 @@ fn jobs(test: bool, most: usize) -> Vec<Job> {
                     source: source.to_string(),
                     max_weight,
                     counts: up_to(&RESPONSE_NEURONS),
+                    commit: commit.into(),
                 });
             }
         }
@@ -614,7 +641,8 @@ fn main() {
     let after = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
     let test = has("--test");
     let most = after("--most").map_or(usize::MAX, |n| n.parse().expect("a number"));
-    let jobs = jobs(test, most);
+    let commit = commit();
+    let jobs = jobs(test, most, &commit);
     if test {
         for cell in run(&jobs, &[], |_| ()) {
             let back = read(&row(&cell)).unwrap();
@@ -636,15 +664,23 @@ fn main() {
     let machine = after("--machine").unwrap_or_else(|| {
         format!("{} cores, {}", std::thread::available_parallelism().map_or(1, |n| n.get()), std::env::consts::ARCH)
     });
-    let now = Measured::now(&machine);
+    let date = command("date", &["+%Y-%m-%d"]).unwrap_or_default();
     let only = after("--only");
     let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);
     let parts = ["cells", "floors", "restarts"];
     assert!(only.iter().all(|o| parts.contains(&&o[..]) || o == "page"), "--only cells, floors, restarts or page");
-    if wanted("cells") {
-        let cells = measured_cells(&jobs, &target_dir.join("rows.csv"), has("--fresh"));
-        write("tradeoff.csv", &file(HEAD, cells.iter().map(row)));
-    }
+    let targets = after("--targets");
+    let targeted = |job: &Job| targets.as_ref().is_none_or(|t| t.split(',').any(|t| t == job.name));
+    let before: Vec<Cell> = lines("tradeoff.csv").iter().filter_map(|l| read(l)).collect();
+    let cells = if wanted("cells") {
+        let (now, later): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(targeted);
+        let mut cells = measured_cells(&now, &target_dir.join("rows.csv"), has("--fresh"));
+        cells.extend(before.into_iter().filter(|c| later.iter().any(|j| j.is(c))));
+        cells
+    } else {
+        before
+    };
+    write("tradeoff.csv", &file(HEAD, cells.iter().map(row)));
     if wanted("floors") {
         write("tradeoff/floors.csv", &file(FLOORS, floors().iter().map(Floor::row)));
     }
@@ -653,18 +689,13 @@ fn main() {
         write("tradeoff/restarts.csv", &file(RESTARTS, all.iter().map(Restarts::row)));
     }
     let before = lines("tradeoff/measured.csv");
-    let before = before.iter().filter_map(|l| l.split_once(',')).map(|(p, w)| (p.to_string(), w.trim_matches('"')));
-    let before: BTreeMap<String, &str> = before.collect();
-    let at = |part: &str| {
-        let before = || before.get(part).map_or("not yet".into(), |w| w.to_string());
-        Measured { part: part.into(), when: if wanted(part) { now.clone() } else { before() } }
-    };
-    let measured = parts.map(at);
-    write(
-        "tradeoff/measured.csv",
-        &file("part,measured", measured.iter().map(|m| format!("{},\"{}\"", m.part, m.when))),
-    );
-    let cells: Vec<Cell> = lines("tradeoff.csv").iter().filter_map(|l| read(l)).collect();
+    let mut measured: Measured =
+        before.iter().filter_map(|l| l.split_once(',')).map(|(p, w)| (p.into(), w.trim_matches('"').into())).collect();
+    for part in parts.into_iter().filter(|p| wanted(p)) {
+        let of = if part == "cells" { commits(&cells) } else { commit.clone() };
+        measured.insert(part.into(), format!("{date}, {machine}, commit {of}"));
+    }
+    write("tradeoff/measured.csv", &file("part,measured", measured.iter().map(|(p, w)| format!("{p},\"{w}\""))));
     let (matrix, responses): (Vec<Cell>, Vec<Cell>) = cells.into_iter().partition(|c| c.part == "matrix");
     let floors: Vec<Floor> = lines("tradeoff/floors.csv").iter().filter_map(|l| Floor::read(l)).collect();
     let restarts: Vec<Restarts> = lines("tradeoff/restarts.csv").iter().filter_map(|l| Restarts::read(l)).collect();

@@ -24,7 +24,7 @@ use neurograft::inspect::inspect;
 use neurograft::panels::panels;
 use neurograft::report;
 use neurograft::residuals::Residuals;
-use neurograft::sae::Sae;
+use neurograft::sae::{Layout, Sae, SaeOptions};
 use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, pareto, solve};
 use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
@@ -191,6 +191,15 @@ struct Calibrate {
     /// With --sae: the features; without it, all
     #[arg(long, value_name = "F", value_delimiter = ',', requires = "sae", conflicts_with = "spec")]
     feature: Vec<usize>,
+    /// With --sae: whose files these are: saelens, gemma_scope, sparsify, openmoss or dictionary_learning
+    #[arg(long, value_name = "NAME", requires = "sae", value_parser = Layout::from_str)]
+    layout: Option<Layout>,
+    /// With --sae: in place of a top-k, features are active where z > T (docs/sae.md)
+    #[arg(long, value_name = "T", requires = "sae", allow_hyphen_values = true)]
+    threshold: Option<f64>,
+    /// With --sae: the factor of the SAE's input, where its files leave it open (docs/sae.md)
+    #[arg(long, value_name = "S", requires = "sae", allow_hyphen_values = true)]
+    norm_scaling_factor: Option<f64>,
     /// Residuals at the place of the intervention: safetensors or .npy, a token a row, f16, bf16, f32 or f64
     #[arg(long, value_name = "FILE")]
     residuals: PathBuf,
@@ -358,14 +367,9 @@ fn summary(c: &Compiled) -> String {
             t.outside
         );
     }
-    if !c.certificate.deployed.is_empty() {
-        out += "\nas engines compute it, residual addition included (docs/arithmetic.md):\n";
-        out += &format!("{:<28} {:>12} {:>22}\n", "", "‖error‖ ≤", "where all is 0: ≤");
-        for d in &c.certificate.deployed {
-            let quiet = d.total.quiet.map_or("-".into(), |q| format!("{q:.2e}"));
-            out += &format!("{:<28} {:>12} {quiet:>22}\n", d.arithmetic, format!("{:.2e}", d.total.outside));
-        }
-        out += "\n";
+    let deployed = engines(&c.certificate);
+    if !deployed.is_empty() {
+        out += &format!("\n{}\n\n", deployed.join("\n"));
     }
     out += "(error: off the jumps; band: how near to one, rounded rows included; overshoot: beyond its two sides there; leak: where c(z) is 0)\n";
     out += &fits(c);
@@ -510,7 +514,8 @@ impl Calibrate {
         let settings = Settings { quantile: self.quantile, margin: self.margin, massive: self.massive };
         let source = self.source()?;
         self.output.as_deref().map_or(Ok(()), |output| source.admits(output))?;
-        let residuals = Residuals::open(&self.residuals, self.tensor.as_deref())?;
+        let option = if self.tensor.is_some() { "--residuals, --tensor" } else { "--residuals" };
+        let residuals = Residuals::open(&self.residuals, self.tensor.as_deref()).map_err(|e| e.at(option))?;
         let found = shown(|progress| {
             calibrate::calibrate(&source.specs, &residuals, settings, &|done, all| progress("tokens", done, all))
         })?;
@@ -525,7 +530,14 @@ impl Calibrate {
     fn source(&self) -> Result<calibrate::update::Source, Error> {
         match (&self.spec, &self.sae) {
             (Some(spec), _) => calibrate::update::Source::read(spec, self.layer),
-            (None, Some(sae)) => calibrate::update::Source::features(sae, &self.feature),
+            (None, Some(sae)) => {
+                let options = SaeOptions {
+                    layout: self.layout,
+                    threshold: self.threshold,
+                    norm_scaling_factor: self.norm_scaling_factor,
+                };
+                calibrate::update::Source::features(sae, &options, &self.feature)
+            }
             (None, None) => Err(Error::input("a specification or --sae is needed")),
         }
     }

@@ -498,9 +498,10 @@ fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
         }
     };
     if layer >= host.layers {
-        return Err(Error::input(format!("there is no layer {layer} to insert after"))
-            .at(place())
-            .help(valid_range("layers", host.layers)));
+        let error = Error::input(format!("layer {layer} is not in the model"));
+        let error = error.help(valid_range("layers", host.layers));
+        // Whose fault it is: the specification's, or what the SAE says of itself.
+        return Err(if spec.layer.is_some() { error } else { error.at(place()) });
     }
     let said = |of: fn(&Sae) -> Option<&str>| sae.as_ref().and_then(of).map(String::from);
     let origin = Origin { sae: spec.sae.clone(), model: said(Sae::model_name), hook: said(Sae::hook_name) };
@@ -727,7 +728,7 @@ impl Manifest {
                 .help("name what `neurograft splice` has written")
         })?;
         let manifest: Manifest =
-            serde_json::from_str(&text).map_err(|e| Error::disagreement(format!("not a manifest: {e}"))).at(place)?;
+            serde_json::from_str(&text).map_err(|e| Error::input(format!("not a manifest: {e}"))).at(place)?;
         if manifest.version != VERSION {
             return Err(Error::unsupported(format!(
                 "manifest version {}, this program knows {VERSION}",
