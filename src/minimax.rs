@@ -275,6 +275,19 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
         let (lo, hi) = (problem.target)(z);
         0.5 * (lo + hi)
     };
+    // The slope beside knot i; across a band that of the ramp from one side to the other.
+    let slope = |i: usize, side: f64, h: f64| {
+        let k = problem.knots[i];
+        let (lo, hi) = (problem.target)(k + side * h);
+        let other = if side > 0.0 { problem.knots.get(i + 1) } else { i.checked_sub(1).map(|j| &problem.knots[j]) };
+        match other {
+            Some(other) if lo < hi => {
+                let out = 1e-3 * h * side;
+                (f(other + out) - f(k - out)) / (other - k)
+            }
+            _ => (f(k + 2.0 * side * h) - f(k + side * h)) / (side * h),
+        }
+    };
     let mut starts = Vec::new();
     // One gate a knot, with the slope jump seen nearby; facing right, then left.
     for facing in [1.0, -1.0] {
@@ -286,7 +299,7 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
             if h <= 0.0 {
                 continue;
             }
-            let jump = ((f(k + 2.0 * h) - f(k + h)) - (f(k - h) - f(k - 2.0 * h))) / h;
+            let jump = slope(i, 1.0, h) - slope(i, -1.0, h);
             if jump.is_finite() && jump.abs() > 1e-9 && jump.abs() / kappa.abs() <= problem.max_out {
                 s.push(facing * w, -facing * w * k, jump / kappa, 0.0);
                 // p is out·w

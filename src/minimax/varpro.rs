@@ -346,16 +346,16 @@ impl Problem<'_> {
                 if next.cost < current.cost {
                     gain = 1.0 - next.cost / current.cost;
                     (*units, current) = (trial, next);
-                    lambda = (lambda * if tries == 0 && lambda < 1e-4 { 0.02 } else { 0.15 }).max(1e-24);
+                    lambda = (lambda * if tries == 0 && lambda < 1e-4 && !banded { 0.02 } else { 0.15 }).max(1e-24);
                     break;
                 }
                 lambda *= 8.0;
             }
             slow = if gain < 1e-3 { slow + 1 } else { 0 };
             if gain == 0.0 || slow >= 3 {
-                // Rows that hold outer weights down for nothing give way.
+                // Rows that hold outer weights down for nothing give way; inside of a band what is left says nothing.
                 let held: f64 = current.residual[self.rows()..].iter().map(|r| r * r).sum();
-                if raised > 0 || !(held > HELD * current.cost) || self.ridge < LEAST_RIDGE * model.scale {
+                if banded || raised > 0 || !(held > HELD * current.cost) || self.ridge < LEAST_RIDGE * model.scale {
                     break;
                 }
                 self.ridge *= LIGHTER;
