@@ -315,14 +315,6 @@ impl<'a> Sources<'a> {
     fn response(&self, spec: &Spec, i: &Intervention) -> Result<Read> {
         let (gating, threshold) = self.gating(i, &i.subject)?;
         self.must_be_unit(i, gating)?;
-        if let (Action::Cap(v), true) = (&i.action, gating != Gating::Linear)
-            && v.to_f64() < 0.0
-        {
-            return Err(Error::input(format!(
-                "value = {v}: activations are never below 0, so this cap sets every one of them"
-            ))
-            .help("for z itself write activation = \"linear\"; for a constant action = \"clamp\""));
-        }
         let range = spec.range_of(i);
         let mut order = vec![i.subject.clone()];
         let mut expr = self.expr(i, &action_expr(&i.action, &threshold, gating), &mut order)?;
