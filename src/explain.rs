@@ -44,7 +44,7 @@ pub fn explain(compiled: &Compiled) -> String {
             let _ = writeln!(out, "  unit {}: {}", r.first_unit + k, formula(&n, &file.source));
             let _ = writeln!(out, "          {}", neuron(&n, &file.source));
         }
-        for line in figures(&r.certificate, r.rounding.as_ref()) {
+        for line in figures(&r.certificate, r.rounding.as_ref()).into_iter().chain(evidence(s)) {
             let _ = writeln!(out, "  {line}");
         }
         if let Some(limit) = limit(&r.certificate, s, file.format) {
@@ -189,6 +189,18 @@ fn method(s: &Solution, f: &Figures) -> String {
         (Method::Copies, _) => format!("{count}: steep, in copies whose roundings average out"),
         (Method::Fit, _) => format!("{count}: a minimax fit, nothing exact exists"),
     }
+}
+
+/// What speaks for a fit being the best there is nearby; nothing of this is proved.
+pub fn evidence(s: &Solution) -> Option<String> {
+    let a = s.alternation?;
+    Some(format!(
+        "evidence of a local optimum, no proof: before rounding the error alternates {} times between its extremes \
+         ({} free parameters: {} in full)",
+        a.seen,
+        a.parameters,
+        a.full()
+    ))
 }
 
 /// What kept a response from its tolerance, if it missed it.

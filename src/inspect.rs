@@ -11,7 +11,7 @@ use crate::explain::{conditions, counted, short};
 use crate::gguf::GgufFile;
 use crate::sae::{Architecture, Sae, SaeOptions};
 use crate::spec::Spec;
-use crate::splice::{FOLDER, MANIFEST_FILE, hf};
+use crate::splice::{self, FOLDER, MANIFEST_FILE, Manifest, ManifestSite, hf};
 use crate::tensors::{Bytes, TensorFile};
 use crate::vectors::{Listed, VectorFile};
 
@@ -189,11 +189,24 @@ fn checkpoint(dir: &Path) -> Result<String> {
         }
     }
     fact(&mut out, "weights", format!("{} of safetensors, tensors: {}", files(shards.len()), counts(&kinds)));
-    let manifest = dir.join(FOLDER).join(MANIFEST_FILE);
-    if manifest.is_file() {
-        fact(&mut out, "spliced", format!("`neurograft splice --check {}` verifies it", dir.display()));
-    }
+    spliced(&mut out, &dir.join(FOLDER), dir);
     Ok(out)
+}
+
+/// What the splicer wrote beside a checkpoint, if it did.
+fn spliced(out: &mut String, folder: &Path, checkpoint: &Path) {
+    if !folder.join(MANIFEST_FILE).is_file() {
+        return;
+    }
+    let verifies = format!("`neurograft splice --check {}` verifies it", checkpoint.display());
+    let sites = Manifest::read(folder).map(|m| m.sites).unwrap_or_default();
+    let site = |s: &ManifestSite| {
+        let inserted: Vec<String> = s.inserted.iter().map(usize::to_string).collect();
+        let layers = if inserted.len() == 1 { "layer" } else { "layers" };
+        format!("{layers} {} inserted (after layer {} of the source)", inserted.join(", "), s.layer)
+    };
+    let said: Vec<String> = sites.iter().map(site).chain([verifies]).collect();
+    fact(out, "spliced", said.join("; "));
 }
 
 fn gguf(path: &Path) -> Result<String> {
@@ -220,6 +233,21 @@ fn gguf(path: &Path) -> Result<String> {
     }
     fact(&mut out, "tensors", counts(&kinds));
     fact(&mut out, "size", size(path));
+    let folder = splice::gguf::folder(path);
+    spliced(&mut out, &folder, path);
+    if !folder.join(MANIFEST_FILE).is_file() {
+        // Its metadata does not tell, but what llama.cpp reads as the constants' writer stands in inserted layers only.
+        let layer = |name: &str| Some(name.strip_prefix("blk.")?.strip_suffix(".attn_output.bias")?.to_string());
+        let biased: Vec<String> = file.tensors().iter().filter_map(|t| layer(&t.name)).collect();
+        if architecture == "llama" && !biased.is_empty() {
+            let missing = folder.display();
+            let what = format!(
+                "perhaps: layers {} have an attn_output.bias, as inserted ones do; {missing} is not there",
+                biased.join(", ")
+            );
+            fact(&mut out, "spliced", what);
+        }
+    }
     Ok(out)
 }
 

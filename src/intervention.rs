@@ -1,7 +1,7 @@
 //! From a specification, its SAE and its vectors to an intervention: which directions are read, written, and by which
 //! response.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
@@ -184,7 +184,6 @@ impl<'a> Sources<'a> {
             (None, false) => return Err(Error::input("features are named, but no SAE").help("sae = \"...\"")),
         };
         let dead = |row: &[f64]| row.iter().all(|x| *x == 0.0);
-        let mut used = BTreeSet::new();
         for (k, i) in spec.interventions.iter().enumerate() {
             let place = || format!("intervention {} ({})", k + 1, i.label());
             for s in i.reads()?.iter().filter(|_| i.direction == Direction::Encoder) {
@@ -198,14 +197,11 @@ impl<'a> Sources<'a> {
                     return Err(Error::input(format!("feature {f} is dead: its decoder row is all 0")).at(place()));
                 }
             }
-            used.extend(i.subjects()?);
         }
         let mut vectors = BTreeMap::new();
         let mut width = sae.filter(|_| !features.is_empty()).map(|sae| (sae.d_in(), "the SAE reads".to_string()));
+        // Those that nothing uses are looked at too: a name that is misspelt is found sooner.
         for (name, file) in &spec.vectors {
-            if !used.contains(&Subject::Vector(name.clone())) {
-                continue;
-            }
             let vector = Vector::read(file).at(|| format!("vector {name}"))?;
             match &width {
                 Some((d, whose)) if vector.v.len() != *d => {

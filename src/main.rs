@@ -15,7 +15,8 @@ use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{
-    band, conditions, counted, engines, explain, figures, formula, gate_figures, gate_limit, limit, short, warnings,
+    band, conditions, counted, engines, evidence, explain, figures, formula, gate_figures, gate_limit, limit, short,
+    warnings,
 };
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -23,7 +24,7 @@ use neurograft::inspect::inspect;
 use neurograft::panels::panels;
 use neurograft::report;
 use neurograft::residuals::Residuals;
-use neurograft::sae::Sae;
+use neurograft::sae::{Layout, Sae, SaeOptions};
 use neurograft::solve::{Budget, DEFAULT_LIMIT, Request, Solution, pareto, solve};
 use neurograft::spec::{MAX_NEURONS, Spec};
 use neurograft::splice::selftest::Wish;
@@ -190,6 +191,15 @@ struct Calibrate {
     /// With --sae: the features; without it, all
     #[arg(long, value_name = "F", value_delimiter = ',', requires = "sae", conflicts_with = "spec")]
     feature: Vec<usize>,
+    /// With --sae: whose files these are: saelens, gemma_scope, sparsify, openmoss or dictionary_learning
+    #[arg(long, value_name = "NAME", requires = "sae", value_parser = Layout::from_str)]
+    layout: Option<Layout>,
+    /// With --sae: in place of a top-k, features are active where z > T (docs/sae.md)
+    #[arg(long, value_name = "T", requires = "sae", allow_hyphen_values = true)]
+    threshold: Option<f64>,
+    /// With --sae: the factor of the SAE's input, where its files leave it open (docs/sae.md)
+    #[arg(long, value_name = "S", requires = "sae", allow_hyphen_values = true)]
+    norm_scaling_factor: Option<f64>,
     /// Residuals at the place of the intervention: safetensors or .npy, a token a row, f16, bf16, f32 or f64
     #[arg(long, value_name = "FILE")]
     residuals: PathBuf,
@@ -357,16 +367,12 @@ fn summary(c: &Compiled) -> String {
             t.outside
         );
     }
-    if !c.certificate.deployed.is_empty() {
-        out += "\nas engines compute it, residual addition included (docs/arithmetic.md):\n";
-        out += &format!("{:<28} {:>12} {:>22}\n", "", "‖error‖ ≤", "where all is 0: ≤");
-        for d in &c.certificate.deployed {
-            let quiet = d.total.quiet.map_or("-".into(), |q| format!("{q:.2e}"));
-            out += &format!("{:<28} {:>12} {quiet:>22}\n", d.arithmetic, format!("{:.2e}", d.total.outside));
-        }
-        out += "\n";
+    let deployed = engines(&c.certificate);
+    if !deployed.is_empty() {
+        out += &format!("\n{}\n\n", deployed.join("\n"));
     }
     out += "(error: off the jumps; band: how near to one, rounded rows included; overshoot: beyond its two sides there; leak: where c(z) is 0)\n";
+    out += &fits(c);
     if c.first.is_some() {
         out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
     }
@@ -380,6 +386,29 @@ fn summary(c: &Compiled) -> String {
     }
     for warning in warnings(c) {
         out += &format!("warning: {warning}\n");
+    }
+    out
+}
+
+/// What the search saw of responses that are fits; nothing where all are constructed.
+fn fits(c: &Compiled) -> String {
+    let found = c.certificate.responses.iter().zip(&c.solutions);
+    let mut out = String::new();
+    for (r, s, a) in found.filter_map(|(r, s)| Some((r, s, s.alternation?))) {
+        out += &format!(
+            "{}: a fit; before rounding its error alternates {} times, in full {} ({} free parameters); |weight| ≤ {}, Σ|out| = {}\n",
+            r.name,
+            a.seen,
+            a.full(),
+            a.parameters,
+            short(s.max_weight()),
+            short(s.total())
+        );
+    }
+    if !out.is_empty() {
+        out = format!(
+            "\n{out}(alternations between the extremes of the error: evidence of a local optimum, no proof; docs/mathematics.md)\n"
+        );
     }
     out
 }
@@ -485,7 +514,8 @@ impl Calibrate {
         let settings = Settings { quantile: self.quantile, margin: self.margin, massive: self.massive };
         let source = self.source()?;
         self.output.as_deref().map_or(Ok(()), |output| source.admits(output))?;
-        let residuals = Residuals::open(&self.residuals, self.tensor.as_deref())?;
+        let option = if self.tensor.is_some() { "--residuals, --tensor" } else { "--residuals" };
+        let residuals = Residuals::open(&self.residuals, self.tensor.as_deref()).map_err(|e| e.at(option))?;
         let found = shown(|progress| {
             calibrate::calibrate(&source.specs, &residuals, settings, &|done, all| progress("tokens", done, all))
         })?;
@@ -500,7 +530,14 @@ impl Calibrate {
     fn source(&self) -> Result<calibrate::update::Source, Error> {
         match (&self.spec, &self.sae) {
             (Some(spec), _) => calibrate::update::Source::read(spec, self.layer),
-            (None, Some(sae)) => calibrate::update::Source::features(sae, &self.feature),
+            (None, Some(sae)) => {
+                let options = SaeOptions {
+                    layout: self.layout,
+                    threshold: self.threshold,
+                    norm_scaling_factor: self.norm_scaling_factor,
+                };
+                calibrate::update::Source::features(sae, &options, &self.feature)
+            }
             (None, None) => Err(Error::input("a specification or --sae is needed")),
         }
     }
@@ -578,6 +615,7 @@ struct FitOutput<'a> {
     neurons: Vec<NeuronFile<f64>>,
     certificate: &'a Figures,
     alternations: Option<usize>,
+    alternations_in_full: Option<usize>,
 }
 
 impl Fit {
@@ -621,7 +659,8 @@ impl Fit {
                     constant: s.stack.constant,
                     neurons: s.stack.neurons.iter().map(NeuronFile::new).collect(),
                     certificate: s.certificate.figures(),
-                    alternations: s.alternations,
+                    alternations: s.alternation.map(|a| a.seen),
+                    alternations_in_full: s.alternation.map(|a| a.full()),
                 };
                 say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
             }
@@ -640,11 +679,8 @@ impl Fit {
         for n in &s.stack.neurons {
             out += &format!("  {}\n", formula(n, &s.stack.source));
         }
-        for line in figures(s.certificate.figures(), None) {
+        for line in figures(s.certificate.figures(), None).into_iter().chain(evidence(s)) {
             out += &format!("{line}\n");
-        }
-        if let Some(k) = s.alternations {
-            out += &format!("the error was seen to alternate {k} times between its extremes\n");
         }
         if let Some(b) = &s.binding {
             out += &format!("what limits it: {b}\n");
@@ -674,7 +710,7 @@ fn table(solutions: &[Solution]) -> String {
             short(s.error()),
             short(s.max_weight()),
             short(s.total()),
-            s.alternations.map_or("-".into(), |k| k.to_string()),
+            s.alternation.map_or("-".into(), |a| format!("{} of {}", a.seen, a.full())),
             s.certificate.status()
         );
     }

@@ -55,6 +55,8 @@ pub struct Problem<'a> {
     pub max_total: f64,
     /// is a free output constant allowed
     pub constant: bool,
+    /// how many times the usual number of starts; 1 is what `solve` uses
+    pub effort: usize,
 }
 
 /// One neuron: out·σ(weight·z + bias), times (up_weight·z + up_bias) in gated form, where the larger of the two is ±1.
@@ -79,9 +81,25 @@ pub struct Fit {
     pub neurons: Vec<Neuron>,
     /// sup distance to the hull seen on samples: an estimate, never a bound
     pub estimate: f64,
-    /// how often the error alternates between its extremes, as seen: evidence of local optimality. A best approximation
-    /// by k free parameters alternates k + 1 times where nothing else binds
-    pub alternations: usize,
+    /// evidence of local optimality
+    pub alternation: Alternation,
+}
+
+/// How often the error of a fit alternates between its extremes: evidence of local optimality, no proof.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Alternation {
+    /// as seen on samples
+    pub seen: usize,
+    /// numbers of the stack that no limit holds
+    pub parameters: usize,
+}
+
+impl Alternation {
+    /// How often the error of a best approximation by as many parameters alternates, if they were linear and formed a
+    /// Chebyshev system.
+    pub fn full(&self) -> usize {
+        self.parameters + 1
+    }
 }
 
 impl Fit {
@@ -257,6 +275,19 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
         let (lo, hi) = (problem.target)(z);
         0.5 * (lo + hi)
     };
+    // The slope beside knot i; across a band that of the ramp from one side to the other.
+    let slope = |i: usize, side: f64, h: f64| {
+        let k = problem.knots[i];
+        let (lo, hi) = (problem.target)(k + side * h);
+        let other = if side > 0.0 { problem.knots.get(i + 1) } else { i.checked_sub(1).map(|j| &problem.knots[j]) };
+        match other {
+            Some(other) if lo < hi => {
+                let out = 1e-3 * h * side;
+                (f(other + out) - f(k - out)) / (other - k)
+            }
+            _ => (f(k + 2.0 * side * h) - f(k + side * h)) / (side * h),
+        }
+    };
     let mut starts = Vec::new();
     // One gate a knot, with the slope jump seen nearby; facing right, then left.
     for facing in [1.0, -1.0] {
@@ -268,7 +299,7 @@ fn steep(problem: &Problem, source: &Source) -> Vec<Stack> {
             if h <= 0.0 {
                 continue;
             }
-            let jump = ((f(k + 2.0 * h) - f(k + h)) - (f(k - h) - f(k - 2.0 * h))) / h;
+            let jump = slope(i, 1.0, h) - slope(i, -1.0, h);
             if jump.is_finite() && jump.abs() > 1e-9 && jump.abs() / kappa.abs() <= problem.max_out {
                 s.push(facing * w, -facing * w * k, jump / kappa, 0.0);
                 // p is out·w
@@ -325,7 +356,7 @@ fn assemble(problem: &Problem, stack: &Stack) -> Fit {
             }
         })
         .collect();
-    Fit { constant: stack.constant, neurons, estimate: f64::INFINITY, alternations: 0 }
+    Fit { constant: stack.constant, neurons, estimate: f64::INFINITY, alternation: Alternation::default() }
 }
 
 /// Sets the estimate: the fine samples, their local maxima refined by golden section, and the offsets at infinity.
@@ -380,7 +411,22 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
         }
     }
     fit.estimate = worst;
-    fit.alternations = alternations(&extrema);
+    fit.alternation = Alternation { seen: alternations(&extrema), parameters: parameters(problem, source, fit) };
+}
+
+/// The numbers of a stack that may move either way.
+fn parameters(problem: &Problem, source: &Source, fit: &Fit) -> usize {
+    let infinite = [problem.domain.0, problem.domain.1].into_iter().filter(|end| end.is_infinite()).count();
+    // Slopes at infinity are given, and where σ grows like a square that there is no square left.
+    let asymptotes = infinite * (1..3).filter(|d| source.tails.iter().any(|t| t[*d] != 0.0)).count();
+    let below = |x: f64, limit: f64| usize::from(x < limit * (1.0 - 1e-6));
+    let of = |n: &Neuron| {
+        let steepness = if source.homogeneous { 0 } else { below(n.weight.abs(), problem.max_weight) };
+        let up = usize::from(n.up.is_some() && infinite == 0);
+        1 + steepness + below((n.out * n.weight).abs(), problem.max_out) + up
+    };
+    let all: usize = fit.neurons.iter().map(of).sum::<usize>() + usize::from(problem.constant);
+    all.saturating_sub(asymptotes + 1 - below(fit.total(), problem.max_total))
 }
 
 /// A small fixed-seed generator (SplitMix64: Steele, Lea, Flood 2014).
@@ -450,6 +496,7 @@ mod tests {
                 max_out: 1e3,
                 max_total: f64::INFINITY,
                 constant: true,
+                effort: 1,
             })
         }
     }
@@ -607,6 +654,7 @@ mod tests {
                 max_out: 1e3,
                 max_total: f64::INFINITY,
                 constant: false,
+                effort: 1,
             };
             let f = fit(&problem).unwrap();
             // Two gates of weight 64 half a unit apart: (silu(64t) − relu(64t))/32 is at most 0.2785/32 = 8.7e−3.

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::exact::{Setting, constructions, steep, steep_steps};
 use crate::expr::Expr;
 use crate::format::Format;
+use crate::minimax::Alternation;
 use crate::number::Number;
 use crate::rational::Rational;
 use crate::stack::{Form, IdealStack, Stack};
@@ -157,9 +158,8 @@ pub struct Solution {
     pub certificate: Certificate,
     /// how it was found
     pub method: Method,
-    /// of a fit: how often its error was seen to alternate between its extremes before rounding. Evidence of local
-    /// optimality, no proof: where nothing else binds, a best fit by k free parameters alternates k + 1 times
-    pub alternations: Option<usize>,
+    /// of a fit: how often its error was seen to alternate between its extremes before rounding
+    pub alternation: Option<Alternation>,
     /// which budget kept a better candidate out, in words
     pub binding: Option<String>,
     /// how to construct the like of it
@@ -179,7 +179,7 @@ struct Candidate {
     stack: Stack<f64>,
     ideal: Option<IdealStack>,
     method: Method,
-    alternations: Option<usize>,
+    alternation: Option<Alternation>,
 }
 
 impl Solution {
@@ -246,7 +246,7 @@ pub fn constructed(request: &Request<'_>) -> Result<Vec<Solution>> {
     let constant = if request.budget.constant { request.bias_format().round(0.5 * (lo + hi)) } else { 0.0 };
     if constant.is_finite() {
         let stack = Stack { source: request.source.clone(), constant, neurons: vec![] };
-        field.enter(Candidate { stack, ideal: None, method: Method::Construction, alternations: None })?;
+        field.enter(Candidate { stack, ideal: None, method: Method::Construction, alternation: None })?;
     }
     Ok(field.all.unwrap_or_default())
 }
@@ -263,7 +263,7 @@ pub fn judged(request: &Request<'_>, stack: Stack<f64>, method: Method) -> Resul
     request.budget.check()?;
     let (_, delta) = band(request)?;
     let mut field = Field::new(request, delta);
-    field.enter(Candidate { stack, ideal: None, method, alternations: None })?;
+    field.enter(Candidate { stack, ideal: None, method, alternation: None })?;
     Ok(field.best)
 }
 
@@ -476,7 +476,7 @@ impl<'a> Field<'a> {
         if method == Method::Steep && over_limit(&stack, &self.request.budget).is_none() {
             self.steepest.get_or_insert_with(|| ideal.clone());
         }
-        self.enter(Candidate { stack, ideal: Some(ideal), method, alternations: None })?;
+        self.enter(Candidate { stack, ideal: Some(ideal), method, alternation: None })?;
         Ok(())
     }
 
@@ -494,7 +494,7 @@ impl<'a> Field<'a> {
     /// Certifies a candidate that keeps to the limits, and keeps it if it is the best; its ε, where it was certified.
     fn enter(&mut self, candidate: Candidate) -> Result<Option<f64>> {
         let budget = &self.request.budget;
-        let Candidate { stack, ideal, method, alternations } = candidate;
+        let Candidate { stack, ideal, method, alternation } = candidate;
         if let Some(reason) = over_limit(&stack, budget) {
             self.binding.get_or_insert(reason);
             return Ok(None);
@@ -518,7 +518,7 @@ impl<'a> Field<'a> {
         self.certified += 1;
         let epsilon = certificate.epsilon();
         let recipe = self.recipe.clone().filter(|_| ideal.is_some());
-        let solution = Solution { stack, ideal, certificate, method, alternations, binding: None, recipe };
+        let solution = Solution { stack, ideal, certificate, method, alternation, binding: None, recipe };
         if let Some(all) = &mut self.all {
             all.push(solution.clone());
         }

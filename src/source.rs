@@ -57,6 +57,10 @@ fn whole_characters(text: &str, span: Range<usize>) -> Range<usize> {
 /// The bytes of the text that an error is about.
 fn span(error: &Error, text: &str, json: bool) -> Option<Range<usize>> {
     let places: Vec<&str> = error.places().collect();
+    // The fault lies in an option of the command line.
+    if places.iter().any(|p| p.starts_with("--")) {
+        return None;
+    }
     if let Some(at) = places.iter().rev().find_map(|p| position(text, p)) {
         let word =
             text[at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').map(char::len_utf8).sum::<usize>();

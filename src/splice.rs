@@ -498,9 +498,10 @@ fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
         }
     };
     if layer >= host.layers {
-        return Err(Error::input(format!("there is no layer {layer} to insert after"))
-            .at(place())
-            .help(valid_range("layers", host.layers)));
+        let error = Error::input(format!("layer {layer}: the model has no layer {layer}"));
+        let error = error.help(valid_range("layers", host.layers));
+        // Whose fault it is: the specification's, or what the SAE says of itself.
+        return Err(if spec.layer.is_some() { error } else { error.at(place()) });
     }
     let said = |of: fn(&Sae) -> Option<&str>| sae.as_ref().and_then(of).map(String::from);
     let origin = Origin { sae: spec.sae.clone(), model: said(Sae::model_name), hook: said(Sae::hook_name) };
@@ -726,8 +727,7 @@ impl Manifest {
                 .at(place())
                 .help("name what `neurograft splice` has written")
         })?;
-        let manifest: Manifest =
-            serde_json::from_str(&text).map_err(|e| Error::disagreement(format!("not a manifest: {e}"))).at(place)?;
+        let manifest: Manifest = serde_json::from_str(&text).map_err(|e| not_a_manifest(&e)).at(place)?;
         if manifest.version != VERSION {
             return Err(Error::unsupported(format!(
                 "manifest version {}, this program knows {VERSION}",
@@ -851,6 +851,12 @@ pub struct Checked {
     pub sites: Vec<CheckedSite>,
     /// how many tensors were compared
     pub tensors: usize,
+}
+
+/// What is no JSON is no manifest; what is JSON and differs from one was changed.
+fn not_a_manifest(e: &serde_json::Error) -> Error {
+    let what = format!("not a manifest: {e}");
+    if e.is_data() { Error::disagreement(what) } else { Error::input(what) }
 }
 
 /// Reads a spliced checkpoint back and verifies certificates, inserted weights and every invariant of the rest.

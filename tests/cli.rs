@@ -297,6 +297,105 @@ fn what_does_nothing_is_said() {
 }
 
 /// Intervals joined by `or` have no condition in common that could be impossible, and thresholds of one feature are one.
+/// Runs, and returns what it says on standard error; the exit code is 2.
+fn refused(command: &[&str], path: &Path) -> String {
+    let output = neurograft().args(command).arg(path).assert().code(2).get_output().clone();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn text_in_place_of_tensors_is_called_text() {
+    let w = Work::new();
+    fs::write(w.path("probe.safetensors"), "# a note\n[table]\nx = 1\n").unwrap();
+    let vectors = |s: &mut Value| {
+        s["vectors"] = json!({"probe": {"file": "probe.safetensors"}});
+        s["interventions"] = json!([{"vector": "probe", "action": "ablate", "activation": "linear"}]);
+    };
+    let said = "this is text, not a file of tensors: it begins with '# a note'";
+    assert!(refused(&["explain"], &w.spec(vectors)).contains(said));
+    // A vector that is declared and not used is looked at as well.
+    let unused = |s: &mut Value| s["vectors"] = json!({"probe": {"file": "probe.safetensors"}});
+    assert!(refused(&["explain"], &w.spec(unused)).contains(said));
+    let spec = w.spec(|_| ());
+    let text = refused(&["calibrate", spec.to_str().unwrap(), "--residuals"], &w.path("probe.safetensors"));
+    assert!(text.contains(said) && text.starts_with("error: --residuals: "), "{text}");
+}
+
+#[test]
+fn errors_name_what_is_at_fault() {
+    let w = Work::new();
+    // The residuals lie beside the SAE: that is no reason to point at `sae`.
+    let spec = w.spec(|_| ());
+    let command = ["calibrate", spec.to_str().unwrap(), "--tensor", "nothing", "--residuals"];
+    let text = refused(&command, &w.path("sae/sae_weights.safetensors"));
+    assert!(text.contains("--tensor") && text.contains("no tensor 'nothing'") && !text.contains("-->"), "{text}");
+    // Gates on another feature need a gated host: which entry asks for one, and what would work.
+    let spec = w.spec(|s| {
+        s["interventions"] = json!([{"feature": 1, "action": "ablate"}, {"feature": 0, "action": "ablate", "gate": 2}]);
+        s["host"]["form"] = json!("plain");
+    });
+    let text = refused(&["explain"], &spec);
+    assert!(text.contains("ablate feature 0 when a_2 > 0: two inserted layers need a gated host"), "{text}");
+    assert!(text.contains("form is plain") && text.contains("help: set form = \"gated\""), "{text}");
+}
+
+/// A file with one matrix, no row of it 0.
+fn matrix(path: &Path, rows: usize, columns: usize) {
+    let bytes: Vec<u8> = (0..rows * columns).flat_map(|k| (((k * 7) % 11) as f32 - 5.5).to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![rows, columns], &bytes).unwrap();
+    fs::write(path, safetensors::serialize([("residuals", view)], None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_layer_that_the_model_lacks_is_pointed_at() {
+    let w = Work::new();
+    matrix(&w.path("probe.safetensors"), 1, 16);
+    let spec = "layer = 77\n[vectors.p]\nfile = 'probe.safetensors'\n[[interventions]]\nvector = 'p'\naction = 'add_when_active'\nvalue = 1\n\
+                [domain]\nnorm = 20\nrange = [-9, 9]\n";
+    fs::write(w.path("spec.toml"), spec).unwrap();
+    let model = root("tests/data/tiny-llama");
+    let text = refused(&["splice", "--dry-run", "--model", model.to_str().unwrap()], &w.path("spec.toml"));
+    assert!(
+        text.contains("the model has no layer 77")
+            && text.contains("spec.toml:1:9")
+            && text.contains("valid layers are 0 to 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_no_splice_is_no_disagreement() {
+    let w = Work::new();
+    fs::create_dir_all(w.path("model/neurograft")).unwrap();
+    assert!(refused(&["splice", "--check"], &w.path("nothing")).contains("cannot read the manifest"));
+    for text in ["", "no JSON"] {
+        fs::write(w.path("model/neurograft/splice.json"), text).unwrap();
+        assert!(refused(&["splice", "--check"], &w.path("model")).contains("not a manifest"));
+    }
+}
+
+#[test]
+fn calibrate_takes_what_the_files_of_an_sae_leave_open() {
+    let w = Work::new();
+    let sae = root("tests/fixtures/saes/sparsify/layers.3");
+    let residuals = w.path("residuals.safetensors");
+    matrix(&residuals, 3, 6);
+    let calibrate = |more: &[&str]| {
+        let mut command = neurograft();
+        command.arg("calibrate").arg("--sae").arg(&sae).arg("--residuals").arg(&residuals).args(more);
+        command.assert()
+    };
+    calibrate(&["--feature", "0"]).code(2).stderr(contains("top-k"));
+    let output = w.path("calibrated.toml");
+    calibrate(&["--feature", "0", "--threshold", "0.5", "--layout", "sparsify", "-o", output.to_str().unwrap()])
+        .success();
+    let text = fs::read_to_string(&output).unwrap();
+    assert!(text.contains("threshold = 0.5") && text.contains("layout = \"sparsify\""), "{text}");
+    neurograft().arg("explain").arg(&output).assert().stdout(contains("ablate feature 0"));
+    calibrate(&["--threshold", "-1"]).code(2);
+    neurograft().args(["calibrate", "x.toml", "--residuals", "y", "--threshold", "1"]).assert().code(2);
+}
+
 #[test]
 fn conditions_joined_by_or() {
     let w = Work::new();
@@ -451,6 +550,7 @@ fn fit_in_json() {
             "neurons",
             "certificate",
             "alternations",
+            "alternations_in_full",
         ];
         let at: Vec<usize> = order.iter().map(|k| text.find(&format!("\"{k}\":")).unwrap()).collect();
         assert!(at.is_sorted() && at[0] == 1, "{text}");
@@ -492,6 +592,7 @@ fn fit_in_json() {
         // Constructions have no alternations to report.
         assert!(v["alternations"].is_null() || v["alternations"].as_u64().unwrap() > 0);
         assert_eq!(v["alternations"].is_u64(), args.contains("gelu"), "{args}");
+        assert_eq!(v["alternations_in_full"].is_u64(), args.contains("gelu"), "{args}");
     }
 }
 
@@ -506,6 +607,37 @@ fn fronts() {
     let table = String::from_utf8(fit(args).assert().success().get_output().stdout.clone()).unwrap();
     assert_eq!(table.lines().count(), lines.len() + 1, "{table}");
     fit(&format!("{args} --tolerance 1e-3")).assert().code(2).stderr(contains("cannot be used with"));
+}
+
+#[test]
+fn evidence_of_a_local_optimum_is_told_from_what_is_proved() {
+    // Three numbers a neuron and the output constant: 13 free parameters, none of them at a limit.
+    let said = "alternates 14 times between its extremes (13 free parameters: 14 in full)";
+    let args = "--target gelu --source silu --neurons 4 --domain -8 8 --max-weight 16";
+    fit(args)
+        .assert()
+        .success()
+        .stdout(contains(format!("evidence of a local optimum, no proof: before rounding the error {said}")));
+
+    let work = Work::new();
+    let spec = work.spec(|v| {
+        v["interventions"] = json!([
+            {"feature": 0, "action": "expr", "expr": "gelu(z)", "name": "a gelu"}, {"feature": 1, "action": "add", "value": 0.7},
+        ]);
+        v["domain"]["range"] = json!([-8, 8]);
+        v["host"] = json!({"form": "plain"});
+        v["budget"] = json!({"tolerance": 1e-3, "neurons": 4, "max_weight": 16});
+    });
+    let explained = neurograft().arg("explain").arg(&spec).assert().get_output().clone();
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert_eq!(explained.matches("evidence of a local optimum, no proof").count(), 1, "{explained}");
+    let compiled = neurograft().args(["compile", "-o"]).arg(work.path("out")).arg(&spec).assert().get_output().clone();
+    let summary = String::from_utf8(compiled.stdout).unwrap();
+    assert!(summary.contains("a gelu: a fit; before rounding its error alternates "), "{summary}");
+    assert_eq!(summary.matches("a fit; before rounding").count(), 1, "{summary}");
+    // The certificate holds what is proved, and nothing else.
+    let text = fs::read_to_string(work.path("out/certificate.json")).unwrap();
+    assert!(!text.contains("alternat"), "{text}");
 }
 
 #[test]

@@ -378,6 +378,14 @@ fn steps_after_one_layer() {
     assert_eq!(code, 0, "{said}");
     let (source, out) = (w.read("model.gguf"), w.read("out.gguf"));
     assert_eq!(out.u32("llama.block_count"), Some(host.layers as u32 + 4));
+    let inspect = || {
+        let output = neurograft().arg("inspect").arg(w.path("out.gguf")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(inspect().contains("layer 2 inserted (after layer 1 of the source)"), "{}", inspect());
+    fs::rename(w.path("out.neurograft"), w.path("elsewhere")).unwrap();
+    assert!(inspect().contains("perhaps: layers 2, 3, 4, 5 have an attn_output.bias"), "{}", inspect());
+    fs::rename(w.path("elsewhere"), w.path("out.neurograft")).unwrap();
     // The layer itself, then the steps, then the next one: each has its tensors once.
     let own = source.tensors.iter().filter(|t| t.0.starts_with("blk.2.")).count();
     assert_eq!(out.tensors.iter().filter(|t| t.0.starts_with("blk.6.")).count(), own);

@@ -706,31 +706,34 @@ fn what_exceeds_the_format_says_so() {
 #[test]
 fn vectors_need_no_sae() {
     let w = world();
-    let spec = |entry: &str| {
-        let file = w.dir.path().join("v.safetensors");
-        let text = format!(
-            "layer = 15\ninterventions = [{entry}]\n[vectors]\naxis = {{ file = '{0}', tensor = 'axis', unit = true }}\nshort = {{ file = '{0}', tensor = 'bias' }}\nall = {{ file = '{0}' }}",
-            file.display()
-        );
-        Spec::parse_toml(&text)
+    let file = w.dir.path().join("v.safetensors").display().to_string();
+    let spec = |entry: &str, more: &str| {
+        Spec::parse_toml(&format!(
+            "layer = 15\ninterventions = [{entry}]\n[vectors]\naxis = {{ file = '{file}', tensor = 'axis', unit = true }}\n{more}"
+        ))
     };
-    let cap = spec("{ vector = 'axis', action = 'cap', value = 12 }").unwrap();
+    let cap = spec("{ vector = 'axis', action = 'cap', value = 12 }", "").unwrap();
     let t = target(&cap, None).unwrap();
     assert_eq!(
         (t.responses[0].name.as_str(), t.responses[0].expr.to_string().as_str()),
         ("cap vector axis", "-relu(z - 12)")
     );
-    for (entry, said) in [
+    let short = format!("short = {{ file = '{file}', tensor = 'bias' }}");
+    let all = format!("all = {{ file = '{file}' }}");
+    for (entry, more, said) in [
         (
             "{ vector = 'axis', action = 'ablate', write = 'short' }",
+            &short,
             "vector short has 1 coordinates, vector axis has 576",
         ),
-        ("{ vector = 'all', action = 'add', value = 1 }", "holds 4 tensors"),
+        ("{ vector = 'all', action = 'add', value = 1 }", &all, "holds 4 tensors"),
+        // Used or not.
+        ("{ vector = 'axis', action = 'ablate' }", &all, "holds 4 tensors"),
     ] {
-        let e = target(&spec(entry).unwrap(), None).unwrap_err().to_string();
+        let e = target(&spec(entry, more).unwrap(), None).unwrap_err().to_string();
         assert!(e.contains(said), "{e}");
     }
-    let e = spec("{ feature = 1, action = 'ablate' }").unwrap_err().to_string();
+    let e = spec("{ feature = 1, action = 'ablate' }", "").unwrap_err().to_string();
     assert!(e.contains("missing field 'sae': feature 1 is one of an SAE"), "{e}");
 }
 

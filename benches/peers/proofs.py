@@ -48,9 +48,21 @@ def auto_lirpa(problem: Problem, s: Stack, line: str, seen: float):
         from auto_LiRPA.perturbations import PerturbationLpNorm
     except Exception as reason:  # whatever its import trips over
         return f"does not import: {reason}"
-    forms = {"silu": lambda u: u * torch.sigmoid(u), "tanh": torch.tanh, "sigmoid": torch.sigmoid}
-    if problem.source not in forms or problem.target not in forms:
-        return "has no such activation"
+
+    class Gelu(torch.autograd.Function):
+        """As auto_LiRPA knows it: its graph has no erf."""
+
+        @staticmethod
+        def symbolic(graph, u):
+            return graph.op("custom::Gelu", u)
+
+        @staticmethod
+        def forward(ctx, u):
+            return torch.nn.functional.gelu(u)
+
+    # Of softplus as one operation it has no relaxation.
+    forms = {"silu": lambda u: u * torch.sigmoid(u), "gelu": Gelu.apply, "softplus": lambda u: torch.log(1 + torch.exp(u))}
+    forms |= {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
     class Difference(torch.nn.Module):
         def __init__(self):
@@ -75,9 +87,9 @@ def auto_lirpa(problem: Problem, s: Stack, line: str, seen: float):
             model = BoundedModule(Difference(), centre)
             ball = PerturbationLpNorm(norm=np.inf, x_L=low, x_U=high)
             below, above = model.compute_bounds(x=(BoundedTensor(centre, ball),), method="CROWN")
-            bound = float(torch.maximum(-below, above).max())
+            bound = float(torch.maximum(-below, above).detach().max())
     except Exception as reason:
-        return f"fails: {type(reason).__name__}"
+        return f"fails: {type(reason).__name__}: {reason}"
     return bound, Watch.now() - start
 
 

@@ -10,7 +10,7 @@ use super::Calibration;
 use crate::error::{At, Error, Result};
 use crate::files::{folder_of, write_whole};
 use crate::intervention;
-use crate::sae::Sae;
+use crate::sae::{Sae, SaeOptions};
 use crate::spec::Spec;
 
 /// What begins the line that says how ranges came about; an older one is replaced.
@@ -79,8 +79,8 @@ impl Source {
     /// A specification that ablates features of an SAE, all of them if none are named.
     ///
     /// Errors: an SAE that cannot be opened, or that is too large for all of its features.
-    pub fn features(sae: &Path, features: &[usize]) -> Result<Source> {
-        let open = Sae::open(sae)?;
+    pub fn features(sae: &Path, options: &SaeOptions, features: &[usize]) -> Result<Source> {
+        let open = Sae::open_with(sae, options)?;
         let features = match features {
             [] if open.d_sae().saturating_mul(open.d_in()) > MOST_NUMBERS => {
                 return Err(
@@ -91,7 +91,17 @@ impl Source {
             features => features.to_vec(),
         };
         let mut document = DocumentMut::new();
-        document["sae"] = value(sae.display().to_string());
+        let path = sae.display().to_string();
+        document["sae"] = if *options == SaeOptions::default() {
+            value(path)
+        } else {
+            let mut table = Table::new();
+            table["path"] = value(path);
+            options.layout.iter().for_each(|l| table["layout"] = value(l.to_string()));
+            options.threshold.iter().for_each(|t| table["threshold"] = value(*t));
+            options.norm_scaling_factor.iter().for_each(|s| table["norm_scaling_factor"] = value(*s));
+            Item::Table(table)
+        };
         let entry = |f: usize| {
             let mut table = Table::new();
             table["feature"] = value(i64::try_from(f).unwrap_or(i64::MAX));

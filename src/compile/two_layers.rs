@@ -13,6 +13,7 @@ use crate::expr::{Affine, Expr};
 use crate::format::Format;
 use crate::gated::{GatedClaim, REMOVAL, TwoLayerClaim, TwoLayerProof, derive_two};
 use crate::gates::{Term, decompose, ratio};
+use crate::ridge::split;
 use crate::solve::Solution;
 use crate::stack::Form;
 
@@ -61,7 +62,17 @@ pub(super) fn compile(
             .help("give domain.norm (residuals have norms of some hundreds, a sequence's first token often tens of thousands)"));
     };
     if !admits(options) {
-        return Err(Error::unsupported("two inserted layers need a gated host with biases"));
+        let lacks = if options.form == Form::Plain { "form is plain" } else { "biases is false" };
+        let error = Error::unsupported(format!("two inserted layers need a gated host with biases, and {lacks}")).help(
+            "set form = \"gated\" and biases = true in [host], if the model is like that; else ask for conditions on the entry's own \
+             pre-activation only, which one layer can do",
+        );
+        // What one layer cannot do at all says more than a jump that it can.
+        let couples = target.responses.iter().find(|r| split(&r.expr).is_err());
+        return Err(match couples {
+            Some(r) => error.at(r.name.clone()),
+            None => error,
+        });
     }
     let mut free = Target::default();
     let mut terms: Vec<(&Response, Term)> = Vec::new();

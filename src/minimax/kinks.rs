@@ -247,7 +247,8 @@ impl<'a> Polylines<'a> {
             }
             let size: f64 = neurons.iter().map(|q| (q.out * q.weight).abs()).sum();
             if best.as_ref().is_none_or(|b| (neurons.len(), size) < (b.0, b.1)) {
-                let fit = Fit { constant, neurons, estimate: f64::INFINITY, alternations: 0 };
+                let fit =
+                    Fit { constant, neurons, estimate: f64::INFINITY, alternation: super::Alternation::default() };
                 best = Some((fit.neurons.len(), size, fit));
             }
         }

@@ -222,7 +222,8 @@ impl System {
         let worst = extrema.iter().map(|e| e.error).fold(0.0, f64::max);
         extrema.retain(|e| e.error >= 0.9 * worst);
         extrema.sort_by(|a, b| b.error.total_cmp(&a.error));
-        extrema.truncate(free.len() + 1);
+        // Of a symmetric stack there are up to twice as many as of conditions.
+        extrema.truncate(2 * (free.len() + 1));
         let rows = |s: &Stack, e: &Extremum, z: f64| -> Vec<f64> {
             let g = model.gradient(s, z);
             free.iter().map(|&j| e.sign * g[j] * unit[j]).collect()

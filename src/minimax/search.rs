@@ -53,9 +53,13 @@ impl Effort {
             _ if passing => Effort { extensions: 4, random: 6, pairs: 4, kept: 5, trades: 0, traders: 0 },
             0..=4 => Effort { extensions: 6, random: 96, pairs: 80, kept: 30, trades: 4, traders: 5 },
             5 => Effort { extensions: 6, random: 80, pairs: 64, kept: 30, trades: 3, traders: 4 },
-            6..=8 => Effort { extensions: 5, random: 28, pairs: 32, kept: 9, trades: 2, traders: 1 },
+            6..=8 => Effort { extensions: 5, random: 48, pairs: 56, kept: 9, trades: 2, traders: 1 },
             _ => Effort { extensions: 4, random: 8, pairs: 12, kept: 6, trades: 1, traders: 1 },
         }
+    }
+
+    fn times(self, k: usize) -> Self {
+        Effort { random: k * self.random, pairs: k * self.pairs, kept: k * self.kept, ..self }
     }
 }
 
@@ -225,7 +229,7 @@ impl<'a> Search<'a> {
             self.coarse = points;
             self.atoms = self.dictionary();
         }
-        let effort = Effort::of(n, passing);
+        let effort = Effort::of(n, passing).times(self.model.problem.effort);
         let mut starts: Vec<(Stack, Ties)> = extra.into_iter().map(|s| (s, Ties::free(n))).collect();
         let best = &self.levels[n - 1];
         let grown: Vec<Vec<Stack>> = best
@@ -256,6 +260,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
+        starts.extend(self.centred(n));
         let mut level = self.settle(starts, effort.kept);
         // Trade neurons: drop each of the best stacks' neurons in turn and grow another one.
         for _ in 0..effort.trades {
@@ -293,6 +298,40 @@ impl<'a> Search<'a> {
         error
     }
 
+    /// Where the target is symmetric: stacks with all knees in the middle and weights in geometric steps, and those of one neuron
+    /// less spread over one more. As n grows such stacks keep their range of weights and fill it more densely.
+    fn centred(&self, n: usize) -> Vec<(Stack, Ties)> {
+        let m = &self.model;
+        if self.mirrors.is_empty() || n < 2 {
+            return Vec::new();
+        }
+        let middle = m.middle();
+        let ties = Ties::mirrored(n, n, middle, 1.0);
+        let kept = |w: f64| w.clamp(m.min_weight, m.max_weight);
+        let start = |weights: &dyn Fn(f64) -> f64| {
+            let units: Vec<_> = (0..n).map(|k| (kept(weights(k as f64 / (n - 1) as f64)), 0.0)).collect();
+            (ties.stack(&units), ties.clone())
+        };
+        let mut out = Vec::new();
+        for (lo, ratio) in [1.0, 2.0, 4.0, 8.0].into_iter().flat_map(|lo| [4.0, 8.0, 16.0].map(|r| (lo, r))) {
+            out.push(start(&|t: f64| lo / m.width() * f64::powf(ratio, t)));
+        }
+        for (stack, _) in &self.levels[n - 1] {
+            let mut w: Vec<f64> = stack.w.iter().map(|w| w.abs()).collect();
+            let all = stack.w.iter().zip(&stack.b).all(|(w, b)| (b + w * middle).abs() < 1e-3);
+            if !all || w.len() < 2 {
+                continue;
+            }
+            w.sort_by(f64::total_cmp);
+            out.push(start(&|t: f64| {
+                let at = t * (w.len() - 1) as f64;
+                let k = (at as usize).min(w.len() - 2);
+                w[k] * (w[k + 1] / w[k]).powf(at - k as f64)
+            }));
+        }
+        out
+    }
+
     /// The last level once more, with full effort.
     pub fn deepen(&mut self, mut extra: Vec<Stack>) -> f64 {
         let found = self.levels.pop().unwrap_or_default();
@@ -328,16 +367,14 @@ impl<'a> Search<'a> {
             let e = model.error(&s, coarse, &mut Vec::new());
             (s, ties, e)
         };
+        // A few steps tell valleys that are worth more of them; the last digits take many.
         let mut tried: Vec<(Stack, Ties, f64)> = starts.into_par_iter().map(|s| fit(s, (10, 1))).collect();
-        tried.sort_by(|a, b| a.2.total_cmp(&b.2));
-        tried.truncate(3 * keep);
-        let fitted = tried
-            .into_par_iter()
-            .map(|(s, ties, _)| {
-                let (s, _, e) = fit((s, ties), (80, 3));
-                (s, e)
-            })
-            .collect();
+        for (most, effort) in [(3 * keep, (40, 2)), (keep + keep / 2, (200, 4))] {
+            tried.sort_by(|a, b| a.2.total_cmp(&b.2));
+            tried.truncate(most);
+            tried = tried.into_par_iter().map(|(s, ties, _)| fit((s, ties), effort)).collect();
+        }
+        let fitted = tried.into_iter().map(|(s, _, e)| (s, e)).collect();
         let polished: Vec<(Stack, f64)> = distinct(model, coarse, fitted, keep)
             .into_par_iter()
             .map(|(s, _)| model.descend(s, &mut coarse.copy(), None, 14, 3e-3))

@@ -7,6 +7,8 @@ pub(super) struct Source {
     kind: Kind,
     /// c0, c1, c2 of both tails
     pub tails: [[f64; 3]; 2],
+    /// σ(κt) = κ^d·σ(t) for κ > 0: of the weight only the sign matters
+    pub homogeneous: bool,
 }
 
 enum Kind {
@@ -53,7 +55,11 @@ impl Source {
                 },
             },
         };
-        Source { kind, tails }
+        let homogeneous = activation.polynomial_pieces().is_some_and(|(knots, pieces)| {
+            let powers = |d: usize| pieces.iter().all(|p| (0..3).all(|k| k == d || p[k].is_zero()));
+            knots.iter().all(|k| k.is_zero()) && (powers(1) || powers(2))
+        });
+        Source { kind, tails, homogeneous }
     }
 
     pub fn at(&self, t: f64) -> (f64, f64) {

@@ -6,6 +6,8 @@
 //!
 //! Rows μ·p/w below A keep the outer weights small: they count where a valley is flat, and are raised where a limit binds.
 
+use nalgebra::{DMatrix, DVector};
+
 use super::model::{Model, Points, Stack};
 
 /// Which neurons share their inner weights: neuron i has (s·w, t·b) of unit `members[i].0`, b being counted from `centre`.
@@ -63,6 +65,11 @@ impl Ties {
 const HEAVY: f64 = 30.0;
 /// Times the target's size: with outer weights of 1,000 this row is 1e−4 of a value.
 const RIDGE: f64 = 1e-7;
+/// Where the rows make up this part of what is left, and no limit asks for them, they are made lighter.
+const HELD: f64 = 0.1;
+const LIGHTER: f64 = 0.03;
+/// Times the target's size: what σ itself resolves.
+const LEAST_RIDGE: f64 = 1e-13;
 
 /// A(θ), factored, and what it leaves of y.
 struct Projected {
@@ -259,7 +266,7 @@ impl Model<'_> {
         let mut units = ties.units_of(start);
         let mut best = (start.clone(), f64::INFINITY);
         for round in 0..=rounds {
-            let Some((stack, residual)) = problem.minimise(&mut units, if round == 0 { steps } else { 8 }) else {
+            let Some((stack, residual)) = problem.minimise(&mut units, if round == 0 { steps } else { 16 }) else {
                 break;
             };
             let worst = residual.iter().zip(&problem.weight).take(points.z.len());
@@ -307,14 +314,7 @@ impl Problem<'_> {
                 current = self.project(&stack)?;
             }
             let (v, knees) = self.derivatives(&stack, units, &current);
-            let mut normal = vec![0.0; cols * cols];
-            let mut gradient = vec![0.0; cols];
-            for i in 0..cols {
-                gradient[i] = -dot(&v[i], &current.residual);
-                for j in 0..=i {
-                    normal[i * cols + j] = dot(&v[i], &v[j]);
-                }
-            }
+            let gradient: Vec<f64> = v.iter().map(|c| -dot(c, &current.residual)).collect();
             let frozen: Vec<bool> = (0..cols)
                 .map(|j| {
                     let w = units[j / 2].0.abs();
@@ -323,13 +323,13 @@ impl Problem<'_> {
                     if j % 2 == 0 { outward } else { self.ties.centred[j / 2] }
                 })
                 .collect();
-            let mut step = vec![0.0; cols];
+            let triangle = Triangle::new(v, &frozen, &current.residual);
             let mut gain = 0.0;
-            for _ in 0..7 {
-                if !solve_damped(&normal, &gradient, &frozen, lambda, &mut step) {
+            for tries in 0..7 {
+                let Some(step) = triangle.step(&frozen, lambda) else {
                     lambda *= 10.0;
                     continue;
-                }
+                };
                 let trial: Vec<(f64, f64)> = (0..units.len())
                     .map(|u| {
                         let ((w, b), tau) = (units[u], knees[u]);
@@ -346,14 +346,21 @@ impl Problem<'_> {
                 if next.cost < current.cost {
                     gain = 1.0 - next.cost / current.cost;
                     (*units, current) = (trial, next);
-                    lambda = (lambda * 0.15).max(1e-14);
+                    lambda = (lambda * if tries == 0 && lambda < 1e-4 && !banded { 0.02 } else { 0.15 }).max(1e-24);
                     break;
                 }
                 lambda *= 8.0;
             }
             slow = if gain < 1e-3 { slow + 1 } else { 0 };
             if gain == 0.0 || slow >= 3 {
-                break;
+                // Rows that hold outer weights down for nothing give way; inside of a band what is left says nothing.
+                let held: f64 = current.residual[self.rows()..].iter().map(|r| r * r).sum();
+                if banded || raised > 0 || !(held > HELD * current.cost) || self.ridge < LEAST_RIDGE * model.scale {
+                    break;
+                }
+                self.ridge *= LIGHTER;
+                current = self.project(&self.ties.stack(units))?;
+                (lambda, slow) = (1e-4, 0);
             }
         }
         Some((self.with_outer(units, &current), current.residual))
@@ -383,50 +390,54 @@ impl Problem<'_> {
     }
 }
 
-/// (A + λ·diag A)·step = −gradient over the free variables, by Cholesky; `normal` holds the lower triangle.
-fn solve_damped(normal: &[f64], gradient: &[f64], frozen: &[bool], lambda: f64, step: &mut [f64]) -> bool {
-    let n = gradient.len();
-    let mut l = normal.to_vec();
-    let floor = (0..n).map(|i| normal[i * n + i]).fold(0.0, f64::max) * 1e-15 + 1e-290;
-    for i in 0..n {
-        if frozen[i] {
-            for j in 0..n {
-                l[i.max(j) * n + i.min(j)] = 0.0;
-            }
-            l[i * n + i] = 1.0;
-        } else {
-            l[i * n + i] += lambda * normal[i * n + i] + floor;
-        }
-    }
-    for i in 0..n {
-        for j in 0..=i {
-            let mut s = l[i * n + j];
-            for k in 0..j {
-                s -= l[i * n + k] * l[j * n + k];
-            }
-            if i == j {
-                if s <= 0.0 || s.is_nan() {
-                    return false;
+/// The derivatives in orthonormal columns times an upper triangle: small steps, which the normal equations would lose to
+/// rounding, stay.
+struct Triangle {
+    r: DMatrix<f64>,
+    /// what the columns hold of the residual
+    rhs: DVector<f64>,
+    sizes: Vec<f64>,
+}
+
+impl Triangle {
+    fn new(mut columns: Vec<Vec<f64>>, frozen: &[bool], residual: &[f64]) -> Self {
+        let n = columns.len();
+        let (mut r, mut rhs) = (DMatrix::zeros(n, n), DVector::zeros(n));
+        let sizes: Vec<f64> = columns.iter().map(|c| dot(c, c).sqrt()).collect();
+        for j in (0..n).filter(|j| !frozen[*j]) {
+            let (before, rest) = columns.split_at_mut(j);
+            let column = &mut rest[0];
+            for _ in 0..2 {
+                for (i, o) in before.iter().enumerate().filter(|(i, _)| !frozen[*i]) {
+                    let d = dot(column, o);
+                    r[(i, j)] += d;
+                    subtract(column, d, o);
                 }
-                l[i * n + i] = s.sqrt();
-            } else {
-                l[i * n + j] = s / l[j * n + j];
             }
+            let norm = dot(column, column).sqrt();
+            r[(j, j)] = norm;
+            if norm > 0.0 {
+                column.iter_mut().for_each(|v| *v /= norm);
+            }
+            rhs[j] = dot(column, residual);
         }
+        Triangle { r, rhs, sizes }
     }
-    for i in 0..n {
-        let mut s = if frozen[i] { 0.0 } else { -gradient[i] };
-        for k in 0..i {
-            s -= l[i * n + k] * step[k];
+
+    /// The step s that minimises ‖residual − V·s‖² + λ·Σ(‖v_j‖·s_j)²; frozen variables stay.
+    fn step(&self, frozen: &[bool], lambda: f64) -> Option<Vec<f64>> {
+        let n = self.sizes.len();
+        let top = self.sizes.iter().copied().fold(0.0, f64::max);
+        let mut a = DMatrix::zeros(2 * n, n);
+        a.view_mut((0, 0), (n, n)).copy_from(&self.r);
+        for j in 0..n {
+            a[(n + j, j)] = if frozen[j] { 1.0 } else { lambda.sqrt() * self.sizes[j] + 1e-15 * top + 1e-145 };
         }
-        step[i] = s / l[i * n + i];
+        let mut b = DVector::zeros(2 * n);
+        b.rows_mut(0, n).copy_from(&self.rhs);
+        let qr = a.qr();
+        qr.q_tr_mul(&mut b);
+        let step = qr.unpack_r().solve_upper_triangular(&b.rows(0, n))?;
+        step.iter().all(|v| v.is_finite()).then(|| step.iter().copied().collect())
     }
-    for i in (0..n).rev() {
-        let mut s = step[i];
-        for k in i + 1..n {
-            s -= l[k * n + i] * step[k];
-        }
-        step[i] = s / l[i * n + i];
-    }
-    step.iter().all(|v| v.is_finite())
 }

@@ -71,6 +71,7 @@ pub(super) fn fit(
         max_out: budget.max_out,
         max_total: budget.max_total,
         constant: budget.constant,
+        effort: 1,
     };
     // One fit, and lighter ones while the format makes more of its error. True: that is enough.
     let (mut best, mut without_gain) = (f64::INFINITY, 0);
@@ -78,8 +79,8 @@ pub(super) fn fit(
         let (mut fit, mut least) = (fit, f64::INFINITY);
         loop {
             let stack = rounded(request, &fit);
-            let alternations = Some(fit.alternations);
-            let error = field.enter(Candidate { stack, ideal: None, method: Method::Fit, alternations })?;
+            let alternation = Some(fit.alternation);
+            let error = field.enter(Candidate { stack, ideal: None, method: Method::Fit, alternation })?;
             least = least.min(error.unwrap_or(f64::INFINITY));
             let spoilt = *format != Format::F64 && error.is_some_and(|e| e > 2.0 * fit.estimate) && fit.total() > 1.0;
             if field.met() || !spoilt {

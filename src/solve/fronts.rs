@@ -149,6 +149,6 @@ mod tests {
         }
         let least = |n| front.iter().filter(|s| s.stack.neurons.len() == n).map(Solution::error).fold(1.0, f64::min);
         assert!(least(2) <= 3.56e-3 && least(1) <= 1.3212e-2 * 1.001, "{} {}", least(1), least(2));
-        assert!(front.iter().all(|s| s.alternations.is_some()));
+        assert!(front.iter().all(|s| s.alternation.is_some()));
     }
 }

@@ -2,7 +2,7 @@
 
 use safetensors::tensor::Metadata;
 
-use super::{Entry, row_major};
+use super::{Entry, quoted, row_major};
 use crate::error::{Error, Result};
 use crate::format::Format;
 
@@ -27,10 +27,28 @@ pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
     metadata.offset_keys().into_iter().map(|name| entry(name).ok_or_else(overflow)).collect()
 }
 
+/// The first line of a file that is text. The length of a header, in the first bytes of a safetensors file, has zeros.
+fn text(bytes: &[u8]) -> Option<&str> {
+    const SEEN: usize = 256;
+    let start = &bytes[..bytes.len().min(SEEN)];
+    let text = match std::str::from_utf8(start) {
+        Ok(text) => text,
+        // A character may be cut off at the end.
+        Err(e) if e.error_len().is_none() => std::str::from_utf8(&start[..e.valid_up_to()]).ok()?,
+        Err(_) => return None,
+    };
+    let plain = text.chars().all(|c| !c.is_control() || c.is_whitespace());
+    text.lines().map(str::trim).find(|l| !l.is_empty()).filter(|_| plain)
+}
+
 /// Where the data starts, and what the header says of it.
 fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::input("a Git LFS pointer, not the file it stands for").help("run 'git lfs pull' first"));
+    }
+    if let Some(line) = text(bytes) {
+        return Err(Error::input(format!("this is text, not a file of tensors: it begins with {}", quoted(line)))
+            .help("name a .safetensors, .npy, .npz or .pt file"));
     }
     let short = || Error::input(format!("truncated: {} bytes are no safetensors file", bytes.len()));
     let length = bytes.first_chunk::<LENGTH_BYTES>().ok_or_else(short)?;
