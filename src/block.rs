@@ -96,15 +96,17 @@ impl Block {
     /// The file's bytes. The tensors' shapes and what the block is stand in its metadata.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
         let row_major = |m: &DMatrix<f64>| {
-            // Columns lie together in memory: threads take many rows in a row.
-            const TOGETHER: usize = 256;
-            let row = m.ncols() * self.format.bytes();
+            /// Rows that a thread writes at a time: what it reads of each column lies together in memory.
+            const TOGETHER: usize = 64;
+            let (size, row) = (self.format.bytes(), m.ncols() * self.format.bytes());
             let mut bytes = vec![0; m.nrows() * row];
             bytes.par_chunks_mut((TOGETHER * row).max(1)).enumerate().for_each(|(k, out)| {
                 let rows = k * TOGETHER..m.nrows().min((k + 1) * TOGETHER);
-                let mut some = Vec::with_capacity(out.len());
-                rows.for_each(|r| (0..m.ncols()).for_each(|c| self.format.write(m[(r, c)], &mut some)));
-                out.copy_from_slice(&some);
+                for (c, column) in m.column_iter().enumerate() {
+                    for (x, line) in column.as_slice()[rows.clone()].iter().zip(out.chunks_exact_mut(row)) {
+                        self.format.put(*x, &mut line[c * size..(c + 1) * size]);
+                    }
+                }
             });
             (vec![m.nrows(), m.ncols()], bytes)
         };

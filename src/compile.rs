@@ -661,10 +661,15 @@ fn lower(
     let gate_bias =
         DVector::from_iterator(h, units.iter().map(|(n, p, _)| options.round_bias(n.weight * p.b + n.bias)));
     let (slope, offset) = (|n: &Neuron<f64>| n.up.map_or(0.0, |u| u.0), |n: &Neuron<f64>| n.up.map_or(0.0, |u| u.1));
-    let up = if gated { rows(&slope) } else { DMatrix::zeros(0, d) };
+    let constant_ups = units.iter().all(|(n, ..)| slope(n) == 0.0);
+    let up = match (gated, constant_ups) {
+        (true, false) => rows(&slope),
+        (true, true) => zeros(h, d),
+        (false, _) => zeros(0, d),
+    };
     let up_bias = units.iter().map(|(n, p, _)| options.round_bias(slope(n) * p.b + offset(n)));
     let up_bias = DVector::from_vec(if gated { up_bias.collect() } else { Vec::new() });
-    let mut down = DMatrix::zeros(d, h);
+    let mut down = zeros(d, h);
     down.as_mut_slice().par_chunks_mut(d).zip(&units).for_each(|(column, (n, _, v))| {
         column.iter_mut().zip(*v).for_each(|(y, x)| *y = round(n.out * x));
     });
@@ -746,12 +751,17 @@ fn lower(
     Ok((block, claims))
 }
 
+/// A matrix of zeros whose memory is not touched: threads that fill it then share the work of the operating system.
+fn zeros(rows: usize, columns: usize) -> DMatrix<f64> {
+    DMatrix::from_vec(rows, columns, vec![0.0; rows * columns])
+}
+
 /// A matrix from its rows: `fill(i, from, out)` writes row i from column `from` on. Columns are what lies together in memory, so
 /// threads take a few columns each, of all rows.
 fn by_rows(rows: usize, columns: usize, fill: impl Fn(usize, usize, &mut [f64]) + Sync) -> DMatrix<f64> {
     /// Columns at a time: a cache line of each row.
     const TOGETHER: usize = 8;
-    let mut m = DMatrix::zeros(rows, columns);
+    let mut m = zeros(rows, columns);
     if rows > 0 {
         let least = 1 + (1 << 16) / (TOGETHER * rows);
         m.as_mut_slice().par_chunks_mut(TOGETHER * rows).with_min_len(least).enumerate().for_each(|(k, part)| {

@@ -90,11 +90,21 @@ impl Format {
 
     /// Appends a number's little-endian bytes, rounded to the format.
     pub fn write(self, x: f64, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + self.bytes(), 0);
+        self.put(x, &mut out[start..]);
+    }
+
+    /// Writes a number's little-endian bytes, rounded to the format, to a place of [`Format::bytes`] bytes.
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub fn put(self, x: f64, out: &mut [u8]) {
         match self {
-            Format::F16 => out.extend(f16::from_f32(to_odd(x)).to_le_bytes()),
-            Format::Bf16 => out.extend(bf16::from_f32(to_odd(x)).to_le_bytes()),
-            Format::F32 => out.extend((x as f32).to_le_bytes()),
-            Format::F64 => out.extend(x.to_le_bytes()),
+            Format::F16 => out.copy_from_slice(&f16::from_f32(to_odd(x)).to_le_bytes()),
+            Format::Bf16 => out.copy_from_slice(&bf16::from_f32(to_odd(x)).to_le_bytes()),
+            Format::F32 => out.copy_from_slice(&(x as f32).to_le_bytes()),
+            Format::F64 => out.copy_from_slice(&x.to_le_bytes()),
         }
     }
 
