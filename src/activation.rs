@@ -220,6 +220,13 @@ impl Activation {
         }
     }
 
+    /// d where σ(κt) = κ^d·σ(t) for all t and κ > 0: of an inner weight only the sign matters then.
+    pub fn homogeneity(&self) -> Option<u32> {
+        let (knots, pieces) = self.polynomial_pieces()?;
+        let powers = |d: usize| pieces.iter().all(|p| (0..3).all(|k| k == d || p[k].is_zero()));
+        [1, 2].into_iter().find(|d| knots.iter().all(Number::is_zero) && powers(*d as usize))
+    }
+
     /// κ where σ(t) − σ(−t) = κt for all t: the identity behind exact linear responses.
     pub fn odd_part(&self) -> Option<Number> {
         use Activation::*;

@@ -341,8 +341,13 @@ pub(crate) fn like(request: &Request<'_>, recipe: &Recipe) -> Result<Option<(Ide
         Some(beta) => steep_stacks(request, request.target, beta, radius)?,
     };
     let Some(ideal) = found.into_iter().nth(recipe.ordinal) else { return Ok(None) };
-    let stack = rounded(request, &ideal)?;
-    Ok(over_limit(&stack, &request.budget).is_none().then_some((ideal, stack)))
+    Ok(laid_out(request, &ideal)?.map(|stack| (ideal, stack)))
+}
+
+/// A construction in the numbers of the format, if it keeps to the limits.
+pub(crate) fn laid_out(request: &Request<'_>, ideal: &IdealStack) -> Result<Option<Stack<f64>>> {
+    let stack = rounded(request, ideal)?;
+    Ok(over_limit(&stack, &request.budget).is_none().then_some(stack))
 }
 
 /// A construction in the numbers of the format.

@@ -6,6 +6,7 @@ use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
 use crate::number::Number;
+use crate::rational::Rational;
 
 /// The host MLP's shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,6 +88,20 @@ impl<T> Stack<T> {
 }
 
 impl IdealStack {
+    /// Inner weights times f > 0 and outer weights over f^degree: the same function where σ is homogeneous of that degree.
+    #[must_use]
+    pub fn scaled(&self, factor: &Rational, degree: u32) -> IdealStack {
+        let outer: Rational = (0..degree).fold(Rational::one(), |p, _| p * factor);
+        let times = |x: &Number, f: &Rational| Number::from(x.exact() * f);
+        let neurons = self.neurons.iter().map(|n| Neuron {
+            weight: times(&n.weight, factor),
+            bias: times(&n.bias, factor),
+            out: Number::from(n.out.exact() / &outer),
+            up: n.up.clone(),
+        });
+        IdealStack { source: self.source.clone(), constant: self.constant.clone(), neurons: neurons.collect() }
+    }
+
     /// The function that the stack computes, as an expression in z.
     pub fn expr(&self) -> Expr {
         let line = |w: &Number, b: &Number| Expr::z().scale(w.clone()).plus(Expr::constant(b.clone()));

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use half::bf16;
+use neurograft::activation::Activation;
+use neurograft::certify::Domain;
 use neurograft::format::Format;
 use neurograft::sae::Sae;
 use neurograft::scaling::{best, candidates, error};
+use neurograft::{Options, PreActivation, Response, Target, compile};
 use proptest::prelude::*;
 
 /// ‖fl(f·w)/f − w‖ by the crate `half`, from numbers of f32, which it rounds once.
@@ -63,4 +66,43 @@ fn real_rows_gain_little() {
 fn dyadic_rows_stay_exact() {
     let row = [0.5, -0.25, 1.0, 0.0];
     assert_eq!(error(&row, Format::Bf16, best(&row, Format::Bf16, [1.3, 1.35])), 0.0);
+}
+
+/// Hosts whose inner weights are free, relu exactly and silu nearly: the certificate's own δ_rows, against rows that are rounded as they are.
+#[test]
+fn rows_of_free_scale_are_rounded_well() {
+    let sae = Sae::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-l15")).unwrap();
+    let features: Vec<usize> = (0..sae.d_sae()).collect();
+    let norm = 250.0;
+    for source in [Activation::Relu, Activation::Silu] {
+        let mut gains = Vec::new();
+        for f in sae.features(&features).unwrap() {
+            let plain = norm * error(&f.w, Format::Bf16, 1.0);
+            let pre = PreActivation { w: f.w, b: f.b };
+            let response = Response {
+                name: "ablate".into(),
+                expr: "-relu(z)".parse().unwrap(),
+                pre_activations: vec![pre],
+                write: f.d,
+                domain: Domain::new(-110.0, 140.0).unwrap(),
+                band: 0.0,
+            };
+            let options = Options {
+                source: source.clone(),
+                format: Format::Bf16,
+                norm: Some(norm),
+                bias_parts: 3,
+                ..Options::default()
+            };
+            let compiled = compile(&Target { responses: vec![response] }, &options).unwrap();
+            let rounding = compiled.proof.responses[0].rounding.as_ref().unwrap();
+            // Norms are bounded from above, by a few units in the last place.
+            assert!(rounding.delta_rows <= plain * (1.0 + 1e-12), "{} {plain}", rounding.delta_rows);
+            gains.push(1.0 - rounding.delta_rows / plain);
+        }
+        gains.sort_by(f64::total_cmp);
+        let [least, median, most] = [0, gains.len() / 2, gains.len() - 1].map(|k| 100.0 * gains[k]);
+        println!("| bf16 | as compiled, host {source} | {least:.1} % | {median:.1} % | {most:.1} % |");
+        assert!(median > 5.0);
+    }
 }

@@ -25,11 +25,6 @@ pub(super) fn choose(
         return Ok(vec![None; limits.len()]);
     };
     let first = deployed_part(part, best, options, hidden_size)?;
-    // The geometric mean over engines: one that nothing helps must not decide.
-    let bound = |all: &[Deployed]| {
-        let logs = all.iter().map(|d| d.responses[0].outside.max(f64::MIN_POSITIVE).ln());
-        if all.is_empty() { f64::INFINITY } else { (logs.sum::<f64>() / all.len() as f64).exp() }
-    };
     let mut least = bound(&first);
     // Steps are laid out for the engine whose sums err least, and silent in the one in the middle too: one that nothing helps must not decide.
     let mut sums: Vec<f64> = first.iter().flat_map(|d| &d.responses).map(|r| r.delta_sums).collect();
@@ -69,8 +64,19 @@ pub(super) fn choose(
     Ok(limits.iter().map(allowed).collect())
 }
 
+/// The geometric mean over engines of a response's bounds: one that nothing helps must not decide.
+pub(super) fn bound(all: &[Deployed]) -> f64 {
+    let logs = all.iter().map(|d| d.responses[0].outside.max(f64::MIN_POSITIVE).ln());
+    if all.is_empty() { f64::INFINITY } else { (logs.sum::<f64>() / all.len() as f64).exp() }
+}
+
 /// One response under the arithmetics asked for; none if one of them overflows.
-fn deployed_part(part: &Part<'_>, s: &Solution, options: &Options, hidden_size: usize) -> Result<Vec<Deployed>> {
+pub(super) fn deployed_part(
+    part: &Part<'_>,
+    s: &Solution,
+    options: &Options,
+    hidden_size: usize,
+) -> Result<Vec<Deployed>> {
     let (block, claims) = lower(std::slice::from_ref(part), std::slice::from_ref(s), options, hidden_size)?;
     match options.deploy(Blocks::One(&block, &claims), &Reading::exact()) {
         Ok((deployed, _)) => Ok(deployed),

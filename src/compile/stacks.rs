@@ -13,7 +13,9 @@ use super::{Options, Part, engines, lower};
 use crate::certify::Status;
 use crate::derive::{Reading, ResponseProof, derive};
 use crate::error::{At, Result};
-use crate::solve::{Budget, Method, Request, Solution, constructed, judged, like, solve};
+use crate::rational::Rational;
+use crate::scaling;
+use crate::solve::{Budget, Method, Request, Solution, constructed, judged, laid_out, like, solve};
 
 /// A stack, and what was derived of its rows and columns where there is a bound on ‖x‖.
 type Solved = (Solution, Option<ResponseProof>);
@@ -57,6 +59,9 @@ pub(super) fn solve_all(
     };
     parts.par_iter().enumerate().map(follow).collect()
 }
+
+/// A better rounding must be worth another row.
+const WORTH: f64 = 0.98;
 
 pub(super) struct Solver<'a> {
     pub options: &'a Options,
@@ -140,6 +145,14 @@ impl Solver<'_> {
     /// The best stack for one response in real arithmetic. Where its rows and columns, once rounded, miss the tolerance in the stream, the other
     /// constructions are lowered too: a pair of equal and opposite columns survives rounding better than a shorter stack.
     pub(super) fn for_rounding(&self, part: &Part<'_>) -> Result<Solved> {
+        let (solution, proof) = self.least_rounding(part)?;
+        match proof {
+            Some(proof) => self.well_scaled(part, solution, proof).map(|(s, p)| (s, Some(p))),
+            None => Ok((solution, None)),
+        }
+    }
+
+    fn least_rounding(&self, part: &Part<'_>) -> Result<Solved> {
         let request = self.request(part);
         let best = solve(&request)?;
         let (Some(_), Some(tolerance)) = (self.options.norm, self.options.budget.tolerance) else {
@@ -161,6 +174,48 @@ impl Solver<'_> {
         Ok((chosen, Some(proof)))
     }
 
+    /// The same stack with the inner weights that the number format rounds best, where that is worth something: in 16 bits, where σ(fu) = f^d·σ(u), or
+    /// nearly so. Nothing else changes, so that all rows keep their ratios.
+    fn well_scaled(
+        &self,
+        part: &Part<'_>,
+        solution: Solution,
+        proof: ResponseProof,
+    ) -> Result<(Solution, ResponseProof)> {
+        let degree = match solution.method {
+            Method::Construction => self.options.source.homogeneity(),
+            Method::Steep => Some(self.options.source.homogeneity().unwrap_or(1)),
+            _ => None,
+        };
+        let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
+        let pre = part.response.pre_activations.get(part.index);
+        let (Some(degree), Some(pre), true) = (degree, pre, self.options.format.bytes() == 2 && steepest > 0.0) else {
+            return Ok((solution, proof));
+        };
+        let request = self.request(part);
+        let least = if 2.0 * steepest <= request.budget.max_weight { 1.0 } else { 0.5 };
+        let row: Vec<f64> = pre.w.iter().map(|w| steepest * w).collect();
+        let factor = Rational::from_float(scaling::best(&row, self.options.format, [least, 2.0 * least]))
+            .unwrap_or_else(Rational::one);
+        let ideal = match &solution.ideal {
+            Some(ideal) => ideal.clone(),
+            None => solution.stack.exact()?,
+        };
+        let ideal = ideal.scaled(&factor, degree);
+        let Some(stack) = laid_out(&request, &ideal)? else { return Ok((solution, proof)) };
+        let ideal = Some(ideal).filter(|_| solution.ideal.is_some());
+        // The other's certificate stands in until this one's own is there; `lower` reads its band only.
+        let scaled = Solution { stack, ideal, ..solution.clone() };
+        let (_, own) = self.lowered(part, &scaled)?;
+        let outside = |p: &ResponseProof| p.rounding.as_ref().map_or(f64::INFINITY, |r| r.outside);
+        // What rounding costs is not all: lattices of pre-activations matter as well.
+        let engines =
+            |s: &Solution| engines::deployed_part(part, s, self.options, self.hidden_size).map(|d| engines::bound(&d));
+        let gains = outside(&own) < WORTH * outside(&proof)
+            && (self.options.short_rows().next().is_none() || engines(&scaled)? < engines(&solution)?);
+        Ok(if gains { (Solution { certificate: own.certificate.clone(), ..scaled }, own) } else { (solution, proof) })
+    }
+
     /// The leader's construction with this part's constants, if it is proved to meet the tolerance as the leader did.
     fn like(&self, part: &Part<'_>, leader: &Solution) -> Result<Option<Solved>> {
         let (Some(_), Some(tolerance), Some(recipe)) =
@@ -177,7 +232,10 @@ impl Solver<'_> {
         // The leader's certificate stands in until this part's own is there; `lower` reads its band only.
         let draft = Solution { stack, ideal: Some(ideal), ..leader.clone() };
         let (error, proof) = self.lowered(part, &draft)?;
-        let met = error <= tolerance && proof.figures().status != Status::BestEffort;
-        Ok(met.then(|| (Solution { certificate: proof.certificate.clone(), ..draft }, Some(proof))))
+        if !(error <= tolerance) || proof.figures().status == Status::BestEffort {
+            return Ok(None);
+        }
+        let own = Solution { certificate: proof.certificate.clone(), ..draft };
+        self.well_scaled(part, own, proof).map(|(s, p)| Some((s, Some(p))))
     }
 }

@@ -55,10 +55,7 @@ impl Source {
                 },
             },
         };
-        let homogeneous = activation.polynomial_pieces().is_some_and(|(knots, pieces)| {
-            let powers = |d: usize| pieces.iter().all(|p| (0..3).all(|k| k == d || p[k].is_zero()));
-            knots.iter().all(|k| k.is_zero()) && (powers(1) || powers(2))
-        });
+        let homogeneous = activation.homogeneity().is_some();
         Source { kind, tails, homogeneous }
     }
 
