@@ -91,7 +91,7 @@ def main():
         "",
         "Bounds on the error of Neurograft's stacks, as multiples of the largest error seen on a dense grid (which may be short of the supremum by 1e-7), and the time they "
         "take. Interval subdivision (mean value forms on a uniform grid) and CROWN stop where they are within 1.001, after a minute, or at some millions of boxes; neither rounds outward. "
-        "auto_LiRPA's relaxation of GELU stays 0.11 wide at its inflection (z = −1.41) however small the box, so that its bounds do not close in where GELU occurs.",
+        "auto_LiRPA's relaxation of GELU does not narrow with the box at an inflection, so that its bounds do not close in where GELU occurs (the column shows it).",
         "",
         *proof_table(results),
         "",
