@@ -12,6 +12,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::rc::Rc;
 
 use crate::activation::Jet;
 use crate::algebra::{Normal, Poly, enclose};
@@ -107,17 +108,33 @@ struct Section {
     programs: Vec<(Program, bool, bool)>,
     /// have all the same terms?
     common: bool,
+    /// of the stretch that it is a part of
+    knees: Rc<Knees>,
+}
+
+/// Where the atoms of a stretch bend.
+struct Knees {
     /// where atoms' arguments change sign
     centres: Vec<f64>,
     /// over what width the steepest atom's argument changes by 1
     width: f64,
 }
 
-impl Section {
-    fn new(programs: Vec<(Program, bool, bool)>, centres: &[(f64, f64)]) -> Section {
-        let common = Program::common(programs.iter().map(|p| &p.0)).is_some();
+impl Knees {
+    fn new(centres: &[(f64, f64)]) -> Knees {
         let width = centres.iter().map(|c| c.1).fold(f64::INFINITY, f64::min);
-        Section { programs, common, centres: centres.iter().map(|c| c.0).collect(), width }
+        Knees { centres: centres.iter().map(|c| c.0).collect(), width }
+    }
+
+    fn distance(&self, z: f64) -> f64 {
+        self.centres.iter().map(|c| (c - z).abs()).fold(f64::INFINITY, f64::min)
+    }
+}
+
+impl Section {
+    fn new(programs: Vec<(Program, bool, bool)>, knees: Rc<Knees>) -> Section {
+        let common = Program::common(programs.iter().map(|p| &p.0)).is_some();
+        Section { programs, common, knees }
     }
 
     fn jet(&self, k: usize, terms: Option<Jet>, z: Interval) -> Jet {
@@ -142,8 +159,9 @@ impl Section {
         };
         let middle = 0.5 * l + 0.5 * r;
         let there = at(middle);
-        let x = (middle - there.d1.mid() / there.d2.mid()).clamp(l, r);
-        let here = at(if x.is_nan() { middle } else { x });
+        let step = there.d1.mid() / there.d2.mid();
+        let x = if step.is_nan() { middle } else { (middle - step).clamp(l, r) };
+        let here = at(x);
         let slope = Interval::point(here.d1.mag());
         let bound = oriented(here.v) + slope.sqr() / (Interval::point(2.0) * Interval::point(least));
         Some((bound.hi(), x))
@@ -181,16 +199,15 @@ const FAR: f64 = 16.0;
 impl Box1 {
     /// Where to cut it, and which of its parts is a rest. What vanishes exponentially is large near one end only: of a box
     /// far wider than that, a part is cut off there, once. Else wide boxes are cut near the nearest centre of an atom.
-    fn cut(&self, section: &Section) -> (f64, [bool; 2]) {
+    fn cut(&self, knees: &Knees) -> (f64, [bool; 2]) {
         let (l, r) = (self.l, self.r);
-        let (length, width) = (r - l, section.width);
+        let (length, width) = (r - l, knees.width);
         let size = |values: &[Interval]| values.first().map_or(0.0, |v| v.mag());
-        let distance = |z: f64| section.centres.iter().map(|c| (c - z).abs()).fold(f64::INFINITY, f64::min);
         if !self.rest && length > 4.0 * FAR * width {
             let left = size(&self.at_l) > size(&self.at_r);
             if left { (l + FAR * width, [false, true]) } else { (r - FAR * width, [true, false]) }
         } else if !self.rest && length > WIDE * width {
-            (if distance(l) < distance(r) { l + length / 8.0 } else { r - length / 8.0 }, [false, false])
+            (if knees.distance(l) < knees.distance(r) { l + length / 8.0 } else { r - length / 8.0 }, [false, false])
         } else {
             (0.5 * l + 0.5 * r, [false, false])
         }
@@ -267,6 +284,7 @@ impl Search {
         let mut edges: Vec<f64> = knees.filter(|z| lo < *z && *z < hi).chain(cuts.iter().copied()).collect();
         edges.sort_by(f64::total_cmp);
         edges.dedup();
+        let bends = Rc::new(Knees::new(&centres));
         for ends in cuts.windows(2) {
             let middle = Rational::from_float(0.5 * ends[0] + 0.5 * ends[1]).unwrap_or_default();
             let candidates = || s.candidates.iter().filter(|c| c.upper && up || c.lower && down);
@@ -276,7 +294,7 @@ impl Search {
             if programs.iter().any(|(p, _, _)| p.is_rounding()) {
                 self.gap = ROUNDING_GAP;
             }
-            self.sections.push(Section::new(programs, &centres));
+            self.sections.push(Section::new(programs, Rc::clone(&bends)));
             let section = self.sections.len() - 1;
             let inside = edges.iter().copied().filter(|z| ends[0] <= *z && *z <= ends[1]);
             let mut values = inside.map(|z| (z, self.values(section, z))).collect::<Vec<_>>().into_iter();
@@ -373,7 +391,7 @@ impl Search {
                 settled = settled.max(top.bound);
                 break;
             }
-            let (m, rest) = top.cut(&self.sections[top.section]);
+            let (m, rest) = top.cut(&self.sections[top.section].knees);
             boxes += 1;
             let resolved = top.bound <= goal + 8.0 * top.noise;
             if resolved || !(top.l < m && m < top.r) || boxes > MAX_BOXES {
@@ -442,7 +460,7 @@ mod tests {
             let form = resolve(&target, Region::Open(None, None), &mut Vec::new()).unwrap();
             let r = l + h;
             let programs = Program::all([&form], &Rational::from_float(0.5 * (l + r)).unwrap());
-            let section = Section::new(programs.into_iter().map(|p| (p, true, true)).collect(), &[]);
+            let section = Section::new(programs.into_iter().map(|p| (p, true, true)).collect(), Rc::new(Knees::new(&[])));
             let curvature = section.jet(0, None, Interval::new(l, r)).d2;
             for upper in [true, false] {
                 let Some((bound, at)) = section.apex(0, (l, r), curvature, upper) else { continue };

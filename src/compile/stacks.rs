@@ -189,7 +189,8 @@ impl Solver<'_> {
         };
         let steepest = solution.stack.neurons.iter().map(|n| n.weight.abs()).fold(0.0, f64::max);
         let pre = part.response.pre_activations.get(part.index);
-        let (Some(degree), Some(pre), true) = (degree, pre, self.options.format.bytes() == 2 && steepest > 0.0) else {
+        let short = self.options.format.bytes() == 2 && steepest > 0.0;
+        let (Some(degree), Some(pre), Some(ideal), true) = (degree, pre, &solution.ideal, short) else {
             return Ok((solution, proof));
         };
         let request = self.request(part);
@@ -197,15 +198,10 @@ impl Solver<'_> {
         let row: Vec<f64> = pre.w.iter().map(|w| steepest * w).collect();
         let factor = Rational::from_float(scaling::best(&row, self.options.format, [least, 2.0 * least]))
             .unwrap_or_else(Rational::one);
-        let ideal = match &solution.ideal {
-            Some(ideal) => ideal.clone(),
-            None => solution.stack.exact()?,
-        };
         let ideal = ideal.scaled(&factor, degree);
         let Some(stack) = laid_out(&request, &ideal)? else { return Ok((solution, proof)) };
-        let ideal = Some(ideal).filter(|_| solution.ideal.is_some());
         // The other's certificate stands in until this one's own is there; `lower` reads its band only.
-        let scaled = Solution { stack, ideal, ..solution.clone() };
+        let scaled = Solution { stack, ideal: Some(ideal), ..solution.clone() };
         let (_, own) = self.lowered(part, &scaled)?;
         let outside = |p: &ResponseProof| p.rounding.as_ref().map_or(f64::INFINITY, |r| r.outside);
         // What rounding costs is not all: lattices of pre-activations matter as well.
