@@ -12,7 +12,7 @@
 //! | `.pt`, a state dictionary | the same, with a `data.pkl` | `tensors/zip.rs`, `tensors/torch.rs` |
 
 mod npy;
-mod safetensors;
+pub(crate) mod safetensors;
 mod torch;
 mod zip;
 
