@@ -26,7 +26,9 @@ pub type Enclosures = SmallVec<[Interval; 2]>;
 impl Poly {
     /// From coefficients c0, c1, …
     pub fn new(c: impl IntoIterator<Item = Rational>) -> Self {
-        let mut c: SmallVec<[Rational; 2]> = c.into_iter().collect();
+        Poly::trimmed(c.into_iter().collect())
+    }
+    fn trimmed(mut c: SmallVec<[Rational; 2]>) -> Self {
         while c.last().is_some_and(Rational::is_zero) {
             c.pop();
         }
@@ -38,7 +40,7 @@ impl Poly {
     }
     /// a·z + b
     pub fn line(a: Rational, b: Rational) -> Self {
-        Poly::new([b, a])
+        Poly::trimmed(SmallVec::from_buf([b, a]))
     }
     /// Coefficients c0, c1, … without trailing zeros.
     pub fn coefficients(&self) -> &[Rational] {

@@ -279,7 +279,7 @@ pub fn compile(target: &Target, options: &Options) -> Result<Compiled> {
     compile_with_progress(target, options, &|_, _| {})
 }
 
-/// [`compile`], reporting (responses done, responses in all) as it goes.
+/// [`compile`], reporting (responses done, responses in all) from the start on and as it goes.
 pub fn compile_with_progress(
     target: &Target,
     options: &Options,
@@ -543,15 +543,8 @@ impl Compiled {
 
     /// What is inserted.
     pub fn insertion(&self) -> Insertion {
-        match &self.first {
-            None => Insertion::single(self.block.clone()),
-            Some(first) => Insertion {
-                live: self.certificate.hidden_size,
-                guards: self.certificate.between,
-                reach: self.reach,
-                blocks: vec![first.clone(), self.block.clone()],
-            },
-        }
+        let blocks = self.first.iter().chain([&self.block]).cloned().collect();
+        Insertion { live: self.certificate.hidden_size, guards: self.certificate.between, reach: self.reach, blocks }
     }
 
     /// What is added to the stream, in f64, for a batch of residuals: [d, n] → [d, n], one token a column.
@@ -772,11 +765,11 @@ const AT_LEAST: usize = 1 << 16;
 /// A matrix from its rows: `fill(i, from, out)` writes row i from column `from` on. Columns are what lies together in memory, so
 /// threads take a few columns each, of all rows.
 fn by_rows(rows: usize, columns: usize, fill: impl Fn(usize, usize, &mut [f64]) + Sync) -> DMatrix<f64> {
-    /// Columns at a time: a cache line of each row.
-    const TOGETHER: usize = 8;
+    /// Columns at a time: what is read of a row lies together as well.
+    const TOGETHER: usize = 32;
     /// Rows at a time. Where the number of rows is a power of two, one row's numbers compete for the same lines of the cache: they are
     /// put together elsewhere first.
-    const BAND: usize = 64;
+    const BAND: usize = 32;
     let mut m = zeros(rows, columns);
     if rows > 0 {
         let least = 1 + AT_LEAST / (TOGETHER * rows);
@@ -837,4 +830,21 @@ fn describe<'a>(
         rounding: p.rounding.clone(),
     });
     described.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_from_rows_are_those_rows() {
+        // Beyond what is put together at a time, and no multiples of it.
+        for (rows, columns) in [(0, 3), (1, 1), (2, 576), (70, 45), (33, 32), (200, 33)] {
+            let number = |i: usize, k: usize| (1000 * i + k) as f64;
+            let fill = |i: usize, from: usize, out: &mut [f64]| {
+                out.iter_mut().enumerate().for_each(|(k, x)| *x = number(i, from + k));
+            };
+            assert_eq!(by_rows(rows, columns, fill), DMatrix::from_fn(rows, columns, number));
+        }
+    }
 }

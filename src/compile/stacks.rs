@@ -33,6 +33,7 @@ pub(super) fn solve_all(
         progress(1 + done.fetch_add(1, Ordering::Relaxed), parts.len());
         solved.at(|| part.response.name.clone())
     };
+    progress(0, parts.len());
     let shapes: Vec<String> = parts.par_iter().map(|p| solver.shape(p)).collect();
     let mut first: BTreeMap<&str, usize> = BTreeMap::new();
     shapes.iter().enumerate().for_each(|(k, s)| {
