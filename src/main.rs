@@ -563,13 +563,13 @@ fn shown<T>(run: impl FnOnce(splice::Progress<'_>) -> Result<T, Error>) -> Resul
     let bytes = indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {msg}, {bytes_per_sec}")
         .expect("a template");
     let result = run(&|stage, done, all| {
+        bar.set_length(all);
         if bar.message() != stage.trim_start_matches("bytes ") {
             bar.set_style(if stage.starts_with("bytes") { bytes.clone() } else { counted.clone() });
             bar.set_message(stage.trim_start_matches("bytes ").to_string());
             // The time runs on where one step takes long.
             bar.enable_steady_tick(std::time::Duration::from_millis(200));
         }
-        bar.set_length(all);
         bar.set_position(done);
     });
     bar.finish_and_clear();
