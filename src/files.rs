@@ -21,6 +21,12 @@ pub fn writable(place: &Path) -> Result<()> {
     tempfile::tempfile_in(there).map(drop).map_err(failed)
 }
 
+/// What a failure to write a file is.
+pub(crate) fn write_failed(place: &Path) -> impl Fn(std::io::Error) -> Error {
+    let place = place.display().to_string();
+    move |e| Error::io(format!("cannot write {place}"), e)
+}
+
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut whole = WholeFile::new(path)?;
@@ -45,9 +51,7 @@ impl WholeFile {
         if let Some(p) = permissions() {
             builder.permissions(p);
         }
-        let temporary = builder
-            .tempfile_in(folder_of(place))
-            .map_err(|e| Error::io(format!("cannot write {}", place.display()), e))?;
+        let temporary = builder.tempfile_in(folder_of(place)).map_err(write_failed(place))?;
         Ok(WholeFile { temporary, place: place.to_path_buf() })
     }
 
@@ -58,13 +62,13 @@ impl WholeFile {
 
     /// What a failure to write it is.
     pub fn failed(&self, e: std::io::Error) -> Error {
-        Error::io(format!("cannot write {}", self.place.display()), e)
+        write_failed(&self.place)(e)
     }
 
     /// Puts the file in its place, once all of it is on disk. What is there already is replaced.
     pub fn persist(self) -> Result<()> {
-        let failed = |e| Error::io(format!("cannot write {}", self.place.display()), e);
-        self.temporary.as_file().sync_all().map_err(failed)?;
+        let failed = write_failed(&self.place);
+        self.temporary.as_file().sync_all().map_err(&failed)?;
         self.temporary.persist(&self.place).map_err(|e| failed(e.error))?;
         Ok(())
     }
