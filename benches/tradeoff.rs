@@ -516,7 +516,9 @@ fn page(matrix: &[Cell], responses: &[Cell], floors: &[Floor], restarts: &[Resta
         let reached = if reached.is_finite() { format!("{reached:.4e}") } else { "-".into() };
         writeln!(out, "| {target} | {source} | {max_weight} | {max_total} | {bound:.4e} | {reached} |").unwrap();
     }
-    out += "\n## Responses of interventions\n\nThe larger of the error off the bands and the overshoot inside; jumps at 1 have a band of radius 0.125.\n";
+    out += "\n## Responses of interventions\n\nThe larger of the error off the bands and the overshoot inside; jumps at 1 have a band of radius 0.125.\n\
+            Where weights times the band's width are above a hundred, silu and gelu cross it without a trace: pairs of neurons whose dips cancel\n\
+            ([mathematics.md](mathematics.md)), four neurons for a step, three or fewer for the others.\n";
     for limit in RESPONSE_WEIGHTS {
         let counts = RESPONSE_NEURONS.map(|n| n.to_string()).join(" | ");
         write!(
