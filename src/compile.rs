@@ -23,7 +23,7 @@ pub use crate::derive::PreActivation;
 use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive, total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
-use crate::files::{sha256, write_whole};
+use crate::files::{sha256, write_together};
 use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;
@@ -301,7 +301,9 @@ pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize
             Ok(draft) if !two_layers::wanted(target) => Ok(draft),
             Ok(mut draft) => {
                 let single = draft.judge()?;
-                if single.met && options.arithmetic.is_empty() {
+                // In 16 bits what rounding does to rows, which no tolerance judges, may be more than what it allows.
+                let rounded = options.format.bytes() == 2 && !(single.bound <= draft.allowed());
+                if single.met && options.arithmetic.is_empty() && !rounded {
                     return Ok(draft);
                 }
                 let Ok(mut other) = two() else { return Ok(draft) };
@@ -401,6 +403,13 @@ impl Draft {
                 Ok(Judged { met: met(p.free.iter().chain(&p.carried), &p.gated), bound })
             }
         }
+    }
+
+    /// What the tolerances come to in the stream: Σ tolerance·‖v‖ over what is written by one layer.
+    fn allowed(&self) -> f64 {
+        let Lowered::One(layer) = &self.lowered else { return f64::INFINITY };
+        let of = |c: &ResponseClaim| c.tolerance.map_or(f64::INFINITY, |t| t * DVector::from_column_slice(&c.v).norm());
+        layer.claims.iter().map(of).sum()
     }
 
     /// How many layers it takes.
@@ -559,20 +568,21 @@ impl Compiled {
     }
 
     /// Writes `block.safetensors` (of two layers, `first_block.safetensors` too) and `certificate.json` into a directory,
-    /// which is made if it is not there. Each file is written beside its place and then renamed.
+    /// which is made if it is not there. The files are written beside their places, and then renamed, once all of them are.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
-        write_whole(&dir.join(BLOCK_FILE), &self.block.to_safetensors()?)?;
         let first = dir.join(FIRST_BLOCK_FILE);
-        match &self.first {
-            Some(block) => write_whole(&first, &block.to_safetensors()?)?,
-            // What an earlier run left must not be taken for a part of this one.
-            None if first.exists() => {
-                std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
-            }
-            None => {}
+        let mut files = vec![(dir.join(BLOCK_FILE), self.block.to_safetensors()?)];
+        if let Some(block) = &self.first {
+            files.push((first.clone(), block.to_safetensors()?));
         }
-        write_whole(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
+        files.push((dir.join(CERTIFICATE_FILE), self.certificate.to_json().into_bytes()));
+        write_together(&files)?;
+        // What an earlier run left must not be taken for a part of this one.
+        if self.first.is_none() && first.exists() {
+            std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
+        }
+        Ok(())
     }
 }
 

@@ -376,6 +376,7 @@ pub fn splice(
     })?;
     plan.notes.extend(plan.sites.iter().filter_map(|s| another_model(s, model)));
     plan.notes.extend(plan.sites.iter().filter_map(another_layer));
+    plan.notes.extend(specs.iter().flat_map(Spec::overlaps).map(|w| format!("WARNING: {w}")));
     if again {
         plan.notes.push(
             "the checkpoint is a splice itself: its layers are counted with those inserted before, and its own certificates say \
@@ -487,7 +488,10 @@ fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
             host.hidden_size
         ))
         .at(place())
-        .help("use one that was made for this model"));
+        .help(format!(
+            "use one that was made for this model{}",
+            if host.hidden_size > width { "; if this checkpoint is a splice, whose stream is wider, name its source, and all interventions at once: [[sites]], or sequence = true" } else { "" }
+        )));
     }
     let layer = match (spec.layer, &sae) {
         (Some(layer), _) => layer,

@@ -25,6 +25,7 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
     let folder = folder(output);
     let manifest = Manifest::read(&folder)?;
     let sites = manifest.sites(&folder)?;
+    let file = GgufFile::open(output)?;
     // From here on whatever is wrong contradicts the manifest.
     let verdict = || -> Result<usize> {
         let wrong = |text: String| Err(Error::disagreement(text));
@@ -41,7 +42,6 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
         let layers: Vec<(usize, &[InsertedLayer])> = sites.iter().map(|s| (s.layer, &s.layers[..])).collect();
         let counts: Vec<(usize, usize)> = layers.iter().map(|s| (s.0, s.1.len())).collect();
         let to = from.spliced(&manifest.carriers, counts.iter().map(|c| c.1).sum());
-        let file = GgufFile::open(output)?;
         same_metadata(&file, &source, &from, &to, &origins(from.layers, &counts))?;
         let entries = entries(&source, &from, &to, &layers)?;
         for (expected, found) in entries.iter().zip(file.tensors()) {

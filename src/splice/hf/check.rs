@@ -11,6 +11,7 @@ use crate::error::{At, Error, Result};
 use crate::files::{sha256, sha256_of};
 use crate::format::Format;
 use crate::host::InsertedLayer;
+use crate::tensors::TensorFile;
 
 use super::super::{Checked, FOLDER, Manifest, Progress, origins};
 use super::layout::{self, Layout};
@@ -30,6 +31,10 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
     let folder = output.join(FOLDER);
     let manifest = Manifest::read(&folder)?;
     let sites = manifest.sites(&folder)?;
+    // What cannot be read at all contradicts nothing.
+    for name in names(output)?.iter().filter(|n| n.ends_with(".safetensors")) {
+        TensorFile::open(&output.join(name))?;
+    }
     // From here on whatever is wrong contradicts the manifest.
     let verdict = || -> Result<usize> {
         let (text, source) = object(&folder.join(SOURCE_CONFIG_FILE))?;
