@@ -863,6 +863,13 @@ fn not_a_manifest(e: &serde_json::Error) -> Error {
     if e.is_data() { Error::disagreement(what) } else { Error::input(what) }
 }
 
+/// Whatever is found wrong in an output contradicts its manifest, unless the system could not read it. Its place is named once.
+fn contradiction(e: Error, output: &Path) -> Error {
+    let e = if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) };
+    let place = output.display().to_string();
+    if e.to_string().starts_with(&place) { e } else { e.at(place) }
+}
+
 /// Reads a spliced checkpoint back and verifies certificates, inserted weights and every invariant of the rest.
 ///
 /// Errors: [`Error::is_disagreement`] where anything is not as a splice leaves it.

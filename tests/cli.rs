@@ -1021,6 +1021,11 @@ fn what_the_letters_stand_for_is_said() {
     assert!(text.contains("both: z is feature 1, z_1 is feature 2; v is the decoder row of feature 1"), "{text}");
     assert!(text.contains("both (1 of 2)") && text.contains("both (2 of 2)") && text.contains("-3 where"), "{text}");
     assert!(said(&["explain"], &work.path("spec.json")).contains("z_1 is feature 2"));
+    let residuals = work.path("residuals.safetensors");
+    matrix(&residuals, 6, 5);
+    let residuals = residuals.to_str().unwrap();
+    let measured = said(&["calibrate", "--residuals", residuals], &work.path("spec.json"));
+    assert!(measured.contains("z is feature 1, z_1 is feature 2"), "{measured}");
     let verified = said(&["verify"], &work.path("out"));
     assert!(verified.contains("from z - 1 = 0 and farther than"), "{verified}");
 }

@@ -1518,7 +1518,13 @@ fn what_cannot_be_read_is_no_disagreement() {
 #[test]
 fn the_card_says_what_grows_with_z() {
     let w = Work::new(&Model::default());
-    w.spec(|s| s["domain"] = json!({}));
+    w.spec(|s| {
+        s["domain"] = json!({});
+        s["budget"] = json!({"tolerance": 1e-4});
+        // -0.7 is no number of f32.
+        s["interventions"] =
+            json!([{"feature": 2, "action": "scale", "value": 0.3}, {"feature": 3, "action": "add", "value": 1}]);
+    });
     w.command(&[])
         .assert()
         .code(predicate::in_iter([0, 3]))

@@ -10,7 +10,7 @@ use crate::gguf::GgufFile;
 use crate::host::InsertedLayer;
 use crate::tensors::quoted;
 
-use super::super::{Checked, Manifest, Progress, origins};
+use super::super::{Checked, Manifest, Progress, contradiction, origins};
 use super::layout::{Entry, Layout, entries, metadata};
 use super::{BUFFER, SOURCE_HEAD_FILE, folder, host, is_tokenizer};
 
@@ -25,7 +25,6 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
     let folder = folder(output);
     let manifest = Manifest::read(&folder)?;
     let sites = manifest.sites(&folder)?;
-    let file = GgufFile::open(output)?;
     // From here on whatever is wrong contradicts the manifest.
     let verdict = || -> Result<usize> {
         let wrong = |text: String| Err(Error::disagreement(text));
@@ -42,6 +41,7 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
         let layers: Vec<(usize, &[InsertedLayer])> = sites.iter().map(|s| (s.layer, &s.layers[..])).collect();
         let counts: Vec<(usize, usize)> = layers.iter().map(|s| (s.0, s.1.len())).collect();
         let to = from.spliced(&manifest.carriers, counts.iter().map(|c| c.1).sum());
+        let file = GgufFile::open(output)?;
         same_metadata(&file, &source, &from, &to, &origins(from.layers, &counts))?;
         let entries = entries(&source, &from, &to, &layers)?;
         for (expected, found) in entries.iter().zip(file.tensors()) {
@@ -81,9 +81,7 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
             _ => wrong(format!("{name} is not the file that was written (SHA-256 differs)")),
         }
     };
-    let tensors = verdict()
-        .map_err(|e| if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) })
-        .at(|| output.display().to_string())?;
+    let tensors = verdict().map_err(|e| contradiction(e, output))?;
     Ok(Checked { manifest, sites, tensors })
 }
 
