@@ -718,11 +718,18 @@ fn front_table(solutions: &[Solution]) -> String {
         out += &format!(
             "{:>7} {:>12} {:>12} {:>12} {:>12}  {:?}\n",
             s.stack.neurons.len(),
-            short(s.error()),
+            bound(s.error()),
             short(s.max_weight()),
             short(s.total()),
             s.alternation.map_or("-".into(), |a| format!("{} of {}", a.seen, a.full())),
             s.certificate.status()
+        );
+    }
+    let eta = solutions.iter().map(|s| s.certificate.eta()).fold(0.0, f64::max);
+    if eta > 0.0 {
+        out += &format!(
+            "(errors are those for |z| ≤ 1; beyond, they grow by at most {} for each unit of |z|)\n",
+            bound(eta)
         );
     }
     out

@@ -928,6 +928,8 @@ fn bounds_on_unbounded_ranges_come_with_their_share_of_z() {
     let slope: f64 = row[6].parse().unwrap();
     assert!(slope >= eta && slope <= 1.01 * eta, "{table}");
     assert!(table.contains("no domain.norm"), "{table}");
+    let front = "fit --target 0.3*relu(z) --source silu --neurons 1 --domain -inf inf --format f32 --pareto";
+    neurograft().args(front.split(' ')).assert().stdout(contains("beyond, they grow by at most"));
     let out = work.path("out");
     for text in [said(&["verify"], &out), said(&["inspect"], &out), said(&["explain"], &work.path("spec.json"))] {
         assert!(text.contains("·|z|") && text.contains("no domain.norm"), "{text}");

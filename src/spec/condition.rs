@@ -528,7 +528,9 @@ mod tests {
             ("z == 2", "asks for equality"),
             ("z != 2", "asks for equality"),
             ("z = 2", "asks for equality"),
-            ("z > ", "found the end"),
+            ("z > ", "nothing stands to the right of '>'"),
+            ("z >> 1", "nothing stands to the right of '>'"),
+            ("z > 1 AND z < 2", "'AND'"),
             ("z > 1) or (z < 2", "expected"),
             ("z > 1 or (z < 2", "'(z < 2' compares nothing"),
         ] {
