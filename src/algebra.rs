@@ -2,7 +2,9 @@
 //!
 //! Part of the trusted base: two functions are equal on an interval if the normal form of their difference is empty.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::activation::Activation;
 use crate::atom::Kind;
@@ -16,11 +18,17 @@ fn ratio(p: i64, q: i64) -> Rational {
 
 /// A polynomial in z, coefficients from the constant term upwards, without trailing zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Poly(Vec<Rational>);
+pub struct Poly(SmallVec<[Rational; 2]>);
+
+/// Coefficients by their enclosures. Most polynomials are lines: two of either stand in place, not on the heap.
+pub type Enclosures = SmallVec<[Interval; 2]>;
 
 impl Poly {
     /// From coefficients c0, c1, …
-    pub fn new(mut c: Vec<Rational>) -> Self {
+    pub fn new(c: impl IntoIterator<Item = Rational>) -> Self {
+        Poly::trimmed(c.into_iter().collect())
+    }
+    fn trimmed(mut c: SmallVec<[Rational; 2]>) -> Self {
         while c.last().is_some_and(Rational::is_zero) {
             c.pop();
         }
@@ -28,11 +36,11 @@ impl Poly {
     }
     /// A constant.
     pub fn constant(c: Rational) -> Self {
-        Poly::new(vec![c])
+        Poly::new([c])
     }
     /// a·z + b
     pub fn line(a: Rational, b: Rational) -> Self {
-        Poly::new(vec![b, a])
+        Poly::trimmed(SmallVec::from_buf([b, a]))
     }
     /// Coefficients c0, c1, … without trailing zeros.
     pub fn coefficients(&self) -> &[Rational] {
@@ -59,14 +67,18 @@ impl Poly {
         (self.0.len() <= 2).then(|| (self.coefficient(1), self.coefficient(0)))
     }
     /// Enclosures of the coefficients.
-    pub fn enclosures(&self) -> Vec<Interval> {
+    pub fn enclosures(&self) -> Enclosures {
         self.0.iter().map(enclose).collect()
     }
     /// Sum.
     #[must_use]
     pub fn plus(&self, o: &Poly) -> Poly {
         let n = self.0.len().max(o.0.len());
-        Poly::new((0..n).map(|k| self.coefficient(k) + o.coefficient(k)).collect())
+        let sum = |k| match (self.0.get(k), o.0.get(k)) {
+            (Some(a), Some(b)) => a + b,
+            (a, b) => a.or(b).cloned().unwrap_or_default(),
+        };
+        Poly::new((0..n).map(sum))
     }
     /// Multiple.
     #[must_use]
@@ -74,7 +86,7 @@ impl Poly {
         if k.is_one() {
             return self.clone();
         }
-        Poly::new(self.0.iter().map(|c| c * k).collect())
+        Poly::new(self.0.iter().map(|c| c * k))
     }
     fn mul(&self, o: &Poly) -> Poly {
         if self.is_zero() || o.is_zero() {
@@ -106,18 +118,60 @@ pub struct Atom {
     pub b: Rational,
 }
 
-/// poly + Σ coefficient·atom; no coefficient is 0.
+/// Atoms with their coefficients, none of them 0, by ascending atom. Copies share them: most forms that are compared differ
+/// in their polynomials only.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Terms(Option<Arc<Vec<(Atom, Poly)>>>);
+
+impl Terms {
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// By ascending atom.
+    pub fn iter(&self) -> impl Iterator<Item = (&Atom, &Poly)> {
+        self.0.iter().flat_map(|list| list.iter()).map(|(atom, c)| (atom, c))
+    }
+
+    fn add(&mut self, atom: Atom, c: &Poly) {
+        if c.is_zero() {
+            return;
+        }
+        let list = Arc::make_mut(self.0.get_or_insert_default());
+        match list.binary_search_by(|(a, _)| a.cmp(&atom)) {
+            Err(k) => list.insert(k, (atom, c.clone())),
+            Ok(k) => {
+                list[k].1 = list[k].1.plus(c);
+                if list[k].1.is_zero() {
+                    list.remove(k);
+                }
+            }
+        }
+        if list.is_empty() {
+            self.0 = None;
+        }
+    }
+
+    /// Other coefficients, none of them 0.
+    fn map(&self, f: impl Fn(&Poly) -> Poly) -> Terms {
+        let list = self.0.as_ref().map(|list| list.iter().map(|(atom, c)| (atom.clone(), f(c))).collect());
+        Terms(list.map(Arc::new))
+    }
+}
+
+/// poly + Σ coefficient·atom
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Normal {
     /// The polynomial part.
     pub poly: Poly,
     /// The atoms with their coefficients.
-    pub terms: BTreeMap<Atom, Poly>,
+    pub terms: Terms,
 }
 
 impl From<Poly> for Normal {
     fn from(poly: Poly) -> Self {
-        Normal { poly, terms: BTreeMap::new() }
+        Normal { poly, terms: Terms::default() }
     }
 }
 
@@ -136,8 +190,10 @@ impl Normal {
     #[must_use]
     pub fn plus(mut self, o: Normal) -> Normal {
         self.poly = self.poly.plus(&o.poly);
-        for (atom, c) in o.terms {
-            self.add_term(atom, &c);
+        if self.terms.is_empty() {
+            self.terms = o.terms;
+        } else {
+            o.terms.iter().for_each(|(atom, c)| self.add_term(atom.clone(), c));
         }
         self
     }
@@ -150,20 +206,23 @@ impl Normal {
 
     /// Multiple.
     #[must_use]
-    pub fn scale(mut self, k: &Rational) -> Normal {
+    pub fn scale(self, k: &Rational) -> Normal {
+        if k.is_one() {
+            return self;
+        }
         if k.is_zero() {
             return Normal::default();
         }
-        self.poly = self.poly.scale(k);
-        self.terms.values_mut().for_each(|c| *c = c.scale(k));
-        self
+        Normal { poly: self.poly.scale(k), terms: self.terms.map(|c| c.scale(k)) }
     }
 
     /// Product with a polynomial.
     #[must_use]
     pub fn times(&self, p: &Poly) -> Normal {
-        let terms = self.terms.iter().map(|(a, c)| (a.clone(), c.mul(p))).filter(|(_, c)| !c.is_zero()).collect();
-        Normal { poly: self.poly.mul(p), terms }
+        if p.is_zero() {
+            return Normal::default();
+        }
+        Normal { poly: self.poly.mul(p), terms: self.terms.map(|c| c.mul(p)) }
     }
 
     /// Product, where one factor is a polynomial.
@@ -172,12 +231,7 @@ impl Normal {
     }
 
     fn add_term(&mut self, atom: Atom, c: &Poly) {
-        let sum = self.terms.get(&atom).map_or_else(|| c.clone(), |old| old.plus(c));
-        if sum.is_zero() {
-            self.terms.remove(&atom);
-        } else {
-            self.terms.insert(atom, sum);
-        }
+        self.terms.add(atom, c);
     }
 
     /// Adds coefficient·A(az + b), with the argument brought to its canonical sign (a > 0, or a = 0 and b > 0).
@@ -221,7 +275,7 @@ impl Normal {
     #[must_use]
     pub fn oriented(&self, z: &Rational) -> Normal {
         let mut out = Normal::from(self.poly.clone());
-        for (atom, c) in &self.terms {
+        for (atom, c) in self.terms.iter() {
             let u = &atom.a * z + &atom.b;
             let Atom { kind, a, b } = atom.clone();
             if !u.is_positive() {
@@ -240,13 +294,18 @@ impl Normal {
     pub fn centres(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         let float = |x: &Rational| Number::from(x.clone()).to_f64();
         let of = move |t: &Atom| (-(float(&t.b) / float(&t.a)), float(&t.a).abs().recip());
-        self.terms.keys().filter(|t| !t.a.is_zero()).map(of).filter(|(c, w)| c.is_finite() && w.is_finite())
+        self.terms
+            .iter()
+            .map(|(t, _)| t)
+            .filter(|t| !t.a.is_zero())
+            .map(of)
+            .filter(|(c, w)| c.is_finite() && w.is_finite())
     }
 
     /// The exact value at a rational point, if every atom that contributes has a rational value there.
     pub fn exact_value(&self, z: &Rational) -> Option<Rational> {
         let mut sum = self.poly.value(z);
-        for (atom, c) in &self.terms {
+        for (atom, c) in self.terms.iter() {
             let c = c.value(z);
             if c.is_zero() {
                 continue;

@@ -7,21 +7,64 @@
 //! plain: y = down·σ(gate·x + gate_bias) + down_bias
 //! gated: y = down·(σ(gate·x + gate_bias) ⊙ (up·x + up_bias)) + down_bias
 
-use std::collections::HashMap;
+use std::io::Write;
 
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
-use safetensors::tensor::TensorView;
 
 use crate::activation::Activation;
 use crate::error::{At, Error, Result};
+use crate::files::Hashing;
 use crate::format::Format;
 use crate::stack::Form;
 use crate::tensors::TensorFile;
+use crate::tensors::safetensors::head;
 
 /// Names of the tensors of a block file.
 pub const TENSORS: [&str; 6] =
     ["gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias", "down_proj.weight", "down_proj.bias"];
+
+/// The numbers of a tensor.
+enum Numbers<'a> {
+    Matrix(&'a DMatrix<f64>),
+    Vector(&'a DVector<f64>),
+}
+
+/// Writes a matrix row by row.
+fn write_rows(m: &DMatrix<f64>, format: Format, out: &mut impl Write) -> std::io::Result<()> {
+    /// Bytes that are made before they are written, in a buffer that stays in the cache.
+    const AT_ONCE: usize = 1 << 23;
+    /// Rows of a task: what it reads of each column lies together in memory.
+    const ROWS: usize = 32;
+    /// Columns that are turned into rows at a time: what is written of each row lies together as well.
+    const COLUMNS: usize = 16;
+    let (size, row) = (format.bytes(), m.ncols() * format.bytes());
+    if row == 0 {
+        return Ok(());
+    }
+    let band = (AT_ONCE / row).max(1).next_multiple_of(ROWS).min(m.nrows());
+    let mut bytes = vec![0; band * row];
+    for start in (0..m.nrows()).step_by(band.max(1)) {
+        let bytes = &mut bytes[..band.min(m.nrows() - start) * row];
+        bytes.par_chunks_mut(ROWS * row).enumerate().for_each(|(k, lines)| {
+            let (first, count) = (start + k * ROWS, lines.len() / row);
+            let mut tile = [0.0; ROWS * COLUMNS];
+            for from in (0..m.ncols()).step_by(COLUMNS) {
+                let columns = from..m.ncols().min(from + COLUMNS);
+                for (c, column) in columns.clone().enumerate() {
+                    let numbers = &m.as_slice()[column * m.nrows() + first..][..count];
+                    numbers.iter().enumerate().for_each(|(i, x)| tile[i * COLUMNS + c] = *x);
+                }
+                let places = columns.start * size..columns.end * size;
+                for (line, numbers) in lines.chunks_exact_mut(row).zip(tile.chunks_exact(COLUMNS)) {
+                    format.put(&numbers[..columns.len()], &mut line[places.clone()]);
+                }
+            }
+        });
+        out.write_all(bytes)?;
+    }
+    Ok(())
+}
 
 /// The weights of one MLP, every number representable in its format.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,48 +136,51 @@ impl Block {
         y
     }
 
-    /// The file's bytes. The tensors' shapes and what the block is stand in its metadata.
-    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let row_major = |m: &DMatrix<f64>| {
-            /// Rows that a thread writes at a time: what it reads of each column lies together in memory.
-            const TOGETHER: usize = 64;
-            let (size, row) = (self.format.bytes(), m.ncols() * self.format.bytes());
-            let mut bytes = vec![0; m.nrows() * row];
-            bytes.par_chunks_mut((TOGETHER * row).max(1)).enumerate().for_each(|(k, out)| {
-                let rows = k * TOGETHER..m.nrows().min((k + 1) * TOGETHER);
-                for (c, column) in m.column_iter().enumerate() {
-                    for (x, line) in column.as_slice()[rows.clone()].iter().zip(out.chunks_exact_mut(row)) {
-                        self.format.put(*x, &mut line[c * size..(c + 1) * size]);
-                    }
-                }
-            });
-            (vec![m.nrows(), m.ncols()], bytes)
-        };
-        let vector = |v: &DVector<f64>| {
-            let mut bytes = Vec::with_capacity(v.len() * self.bias_format.bytes());
-            v.iter().for_each(|x| self.bias_format.write(*x, &mut bytes));
-            (vec![v.len()], bytes)
-        };
-        let parts = [
-            Some(row_major(&self.gate)),
-            self.gate_bias.as_ref().map(vector),
-            self.up.as_ref().map(row_major),
-            self.up_bias.as_ref().map(vector),
-            Some(row_major(&self.down)),
-            self.down_bias.as_ref().map(vector),
-        ];
-        let named: Vec<_> = TENSORS.into_iter().zip(&parts).filter_map(|(n, p)| p.as_ref().map(|p| (n, p))).collect();
-        let mut views = Vec::new();
-        for (name, (shape, bytes)) in &named {
-            let format = if name.ends_with("bias") { self.bias_format } else { self.format };
-            let view = TensorView::new(format.dtype(), shape.clone(), bytes)
-                .map_err(|e| Error::input(format!("tensor {name}: {e}")))?;
-            views.push((*name, view));
+    /// Writes the file. The tensors' shapes and what the block is stand in its metadata.
+    ///
+    /// Errors: a shape that a file cannot hold, or what `out` fails with, which `failed` makes an error of.
+    pub fn write(&self, out: &mut impl Write, failed: impl Fn(std::io::Error) -> Error) -> Result<()> {
+        let mut tensors = Vec::new();
+        let matrices = [Some(&self.gate), self.up.as_ref(), Some(&self.down)];
+        let vectors = [&self.gate_bias, &self.up_bias, &self.down_bias];
+        for (k, (matrix, vector)) in matrices.into_iter().zip(vectors).enumerate() {
+            tensors
+                .extend(matrix.map(|m| (TENSORS[2 * k], self.format, vec![m.nrows(), m.ncols()], Numbers::Matrix(m))));
+            tensors.extend(
+                vector.as_ref().map(|v| (TENSORS[2 * k + 1], self.bias_format, vec![v.len()], Numbers::Vector(v))),
+            );
         }
-        // One entry only: the library keeps metadata in a hash map, whose order would differ from run to run.
+        // The order of the library's own writer: what is aligned to more bytes first.
+        tensors.sort_by(|a, b| b.1.dtype().cmp(&a.1.dtype()).then(a.0.cmp(b.0)));
         let about = format!("version 1; source {}; form {}; weights are [out, in]", self.source, self.form);
-        let metadata = HashMap::from([("neurograft_block".to_string(), about)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| Error::input(format!("block: {e}")))
+        let listed = tensors.iter().map(|(name, format, shape, _)| (name.to_string(), *format, shape.clone()));
+        out.write_all(&head(listed, ["neurograft_block", &about])?).map_err(&failed)?;
+        for (_, format, _, numbers) in tensors {
+            match numbers {
+                Numbers::Matrix(m) => write_rows(m, format, out),
+                Numbers::Vector(v) => {
+                    let mut bytes = vec![0; v.len() * format.bytes()];
+                    format.put(v.as_slice(), &mut bytes);
+                    out.write_all(&bytes)
+                }
+            }
+            .map_err(&failed)?;
+        }
+        Ok(())
+    }
+
+    /// The file's bytes: see [`Block::write`].
+    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes, |e| Error::io("cannot keep a block in memory", e))?;
+        Ok(bytes)
+    }
+
+    /// The SHA-256 of the file.
+    pub fn sha256(&self) -> Result<String> {
+        let mut hash = Hashing::new(std::io::sink());
+        self.write(&mut hash, |e| Error::io("cannot hash a block", e))?;
+        Ok(hash.finish().1)
     }
 
     /// Reads a block from an opened file. `source`, `form` and `format` come from the certificate beside it.

@@ -40,7 +40,7 @@ impl Canonical {
     pub fn atoms(&self) -> Vec<(Atom, Poly)> {
         let mut out: Vec<(Atom, Poly)> = Vec::new();
         for normal in self.pieces.iter().filter_map(|p| p.forms[0].as_normal()) {
-            for (atom, c) in &normal.terms {
+            for (atom, c) in normal.terms.iter() {
                 if !out.iter().any(|(a, _)| a == atom) {
                     out.push((atom.clone(), c.clone()));
                 }

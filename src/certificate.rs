@@ -311,8 +311,8 @@ impl Array {
     pub fn new(values: &[f64]) -> Self {
         let narrow = values.iter().all(|x| f64::from(*x as f32).to_bits() == x.to_bits());
         let dtype = if narrow { Format::F32 } else { Format::F64 };
-        let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
-        values.iter().for_each(|x| dtype.write(*x, &mut bytes));
+        let mut bytes = vec![0; values.len() * dtype.bytes()];
+        dtype.put(values, &mut bytes);
         Array { dtype, len: values.len(), data: base64::engine::general_purpose::STANDARD.encode(bytes) }
     }
 

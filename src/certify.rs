@@ -616,7 +616,7 @@ impl<'a> Problem<'a> {
 }
 
 fn has_conditional(e: &Expr) -> bool {
-    matches!(e, Expr::Step(_) | Expr::JumpRelu(..) | Expr::Select(..)) || e.children().into_iter().any(has_conditional)
+    matches!(e, Expr::Step(_) | Expr::JumpRelu(..) | Expr::Select(..)) || e.children().any(has_conditional)
 }
 
 /// Of the knots at which a conditional switches, those where the two sides really differ.
@@ -825,11 +825,11 @@ impl Tail {
 /// Splits a normal form into its asymptote beyond `at` = sign·start and a bound on the rest.
 fn asymptote(n: &Normal, at: &Rational, start: f64, sign: f64) -> Asymptote {
     let n = n.oriented(at);
-    let mut c: Vec<Interval> = n.poly.enclosures();
+    let mut c = n.poly.enclosures();
     c.resize(c.len().max(2), Interval::ZERO);
     let mut remainder = Interval::ZERO;
     let z = Interval::point(start);
-    for (atom, coefficient) in &n.terms {
+    for (atom, coefficient) in n.terms.iter() {
         if atom.a.is_zero() {
             // A constant atom: part of the polynomial, with an enclosure for coefficients.
             let v = atom.kind.jet(enclose(&atom.b)).v;
@@ -868,26 +868,37 @@ fn asymptote(n: &Normal, at: &Rational, start: f64, sign: f64) -> Asymptote {
 ///
 /// Errors: the target cannot be cut, or the domain is unbounded.
 pub fn value_bound(target: &Expr, domain: Domain) -> Result<f64> {
-    bound_over_pieces(target, domain, |jet| jet.v.mag())
+    bounds_over_pieces(target, domain, |jet| [jet.v.mag()]).map(|[value]| value)
 }
 
 /// Upper bound of |φ′| off the jumps of φ, on a bounded domain.
 ///
 /// Errors: the target cannot be cut, or the domain is unbounded.
 pub fn slope_bound(target: &Expr, domain: Domain) -> Result<f64> {
-    bound_over_pieces(target, domain, |jet| jet.d1.mag())
+    bounds_over_pieces(target, domain, |jet| [jet.d1.mag()]).map(|[slope]| slope)
+}
+
+/// [`value_bound`] and [`slope_bound`].
+///
+/// Errors: those of either.
+pub fn value_and_slope_bounds(target: &Expr, domain: Domain) -> Result<[f64; 2]> {
+    bounds_over_pieces(target, domain, |jet| [jet.v.mag(), jet.d1.mag()])
 }
 
 /// Splitting pieces this often brings natural extension close to the true range.
 const BOUND_SPLITS: u32 = 64;
 
-fn bound_over_pieces(target: &Expr, domain: Domain, f: impl Fn(&crate::activation::Jet) -> f64) -> Result<f64> {
+fn bounds_over_pieces<const N: usize>(
+    target: &Expr,
+    domain: Domain,
+    f: impl Fn(&crate::activation::Jet) -> [f64; N],
+) -> Result<[f64; N]> {
     if !domain.is_bounded() {
         return Err(Error::input("a bound on the target's size needs a bounded domain"));
     }
     let (lo, hi) = domain.ends();
     let (pieces, _) = cut(&[target], lo.as_ref(), hi.as_ref(), &[])?;
-    let mut bound = 0f64;
+    let mut bounds = [0f64; N];
     for piece in &pieces {
         let (Some(l), Some(h)) = (&piece.lo, &piece.hi) else { unreachable!("the domain is bounded") };
         let middle = (l + h) / Rational::from(2);
@@ -898,14 +909,14 @@ fn bound_over_pieces(target: &Expr, domain: Domain, f: impl Fn(&crate::activatio
         let n = if line { 1 } else { BOUND_SPLITS };
         let at = |k: u32| if k == n { h } else { l + (h - l) * f64::from(k) / f64::from(n) };
         for k in 0..n {
-            let value = f(&program.jet(Interval::new(at(k).min(h), at(k + 1).min(h))));
-            if !value.is_finite() {
+            let sizes = f(&program.jet(Interval::new(at(k).min(h), at(k + 1).min(h))));
+            if !sizes.iter().all(|x| x.is_finite()) {
                 return Err(Error::unsupported("the target is not bounded on the domain"));
             }
-            bound = bound.max(value);
+            bounds.iter_mut().zip(sizes).for_each(|(b, x)| *b = b.max(x));
         }
     }
-    Ok(bound)
+    Ok(bounds)
 }
 
 #[cfg(test)]

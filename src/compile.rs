@@ -4,6 +4,7 @@ mod engines;
 mod stacks;
 mod two_layers;
 
+use std::cell::LazyCell;
 use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
@@ -23,7 +24,7 @@ pub use crate::derive::PreActivation;
 use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive, total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
-use crate::files::{sha256, write_together};
+use crate::files::{WholeFile, persist_together, staged, write_failed};
 use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;
@@ -278,7 +279,7 @@ pub fn compile(target: &Target, options: &Options) -> Result<Compiled> {
     compile_with_progress(target, options, &|_, _| {})
 }
 
-/// [`compile`], reporting (responses done, responses in all) as it goes.
+/// [`compile`], reporting (responses done, responses in all) from the start on and as it goes.
 pub fn compile_with_progress(
     target: &Target,
     options: &Options,
@@ -466,8 +467,8 @@ impl Draft {
                 intermediate_size: last.intermediate_size(),
                 norm: options.norm,
                 reading: reading.clone(),
-                block_sha256: sha256(&last.to_safetensors()?),
-                first_block_sha256: if between > 0 { Some(sha256(&first.to_safetensors()?)) } else { None },
+                block_sha256: last.sha256()?,
+                first_block_sha256: if between > 0 { Some(first.sha256()?) } else { None },
                 responses: Vec::new(),
                 gates: None,
                 total: None,
@@ -551,15 +552,8 @@ impl Compiled {
 
     /// What is inserted.
     pub fn insertion(&self) -> Insertion {
-        match &self.first {
-            None => Insertion::single(self.block.clone()),
-            Some(first) => Insertion {
-                live: self.certificate.hidden_size,
-                guards: self.certificate.between,
-                reach: self.reach,
-                blocks: vec![first.clone(), self.block.clone()],
-            },
-        }
+        let blocks = self.first.iter().chain([&self.block]).cloned().collect();
+        Insertion { live: self.certificate.hidden_size, guards: self.certificate.between, reach: self.reach, blocks }
     }
 
     /// What is added to the stream, in f64, for a batch of residuals: [d, n] → [d, n], one token a column.
@@ -571,13 +565,18 @@ impl Compiled {
     /// which is made if it is not there. The files are written beside their places, and then renamed, once all of them are.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
+        let block = |block: &Block, place: &Path| {
+            let (mut file, failed) = (WholeFile::new(place)?, write_failed(place));
+            block.write(file.file(), failed)?;
+            Ok::<_, Error>(file)
+        };
         let first = dir.join(FIRST_BLOCK_FILE);
-        let mut files = vec![(dir.join(BLOCK_FILE), self.block.to_safetensors()?)];
-        if let Some(block) = &self.first {
-            files.push((first.clone(), block.to_safetensors()?));
+        let mut files = vec![block(&self.block, &dir.join(BLOCK_FILE))?];
+        if let Some(before) = &self.first {
+            files.push(block(before, &first)?);
         }
-        files.push((dir.join(CERTIFICATE_FILE), self.certificate.to_json().into_bytes()));
-        write_together(&files)?;
+        files.push(staged(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())?);
+        persist_together(files)?;
         // What an earlier run left must not be taken for a part of this one.
         if self.first.is_none() && first.exists() {
             std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
@@ -595,30 +594,33 @@ fn check(target: &Target) -> Result<usize> {
     if d == 0 {
         return Err(Error::input("a write direction of length 0").at(first.name.clone()));
     }
-    for r in &target.responses {
-        let at = |e: Error| e.at(r.name.clone());
-        let need = r.expr.arity();
-        if r.pre_activations.len() < need {
-            return Err(at(Error::input(format!(
-                "{} needs {need} pre-activations, {} are given",
-                r.expr,
-                r.pre_activations.len()
-            ))));
+    // The first that is wrong is the one that is reported.
+    let wrong = target.responses.par_iter().find_map_first(|r| check_response(r, d).at(|| r.name.clone()).err());
+    wrong.map_or(Ok(d), Err)
+}
+
+fn check_response(r: &Response, d: usize) -> Result<()> {
+    let need = r.expr.arity();
+    if r.pre_activations.len() < need {
+        return Err(Error::input(format!(
+            "{} needs {need} pre-activations, {} are given",
+            r.expr,
+            r.pre_activations.len()
+        )));
+    }
+    let vectors = r.pre_activations.iter().map(|p| ("w", &p.w)).chain([("the write direction", &r.write)]);
+    for (what, v) in vectors {
+        if v.len() != d {
+            return Err(Error::input(format!("{what} has length {}, expected {d}", v.len())));
         }
-        let vectors = r.pre_activations.iter().map(|p| ("w", &p.w)).chain([("the write direction", &r.write)]);
-        for (what, v) in vectors {
-            if v.len() != d {
-                return Err(at(Error::input(format!("{what} has length {}, expected {d}", v.len()))));
-            }
-            if let Some(k) = v.iter().position(|x| !x.is_finite()) {
-                return Err(at(Error::input(format!("{what} is {} at coordinate {k}", v[k]))));
-            }
-        }
-        if let Some(p) = r.pre_activations.iter().find(|p| !p.b.is_finite()) {
-            return Err(at(Error::input(format!("a bias is {}", p.b))));
+        if let Some(k) = v.iter().position(|x| !x.is_finite()) {
+            return Err(Error::input(format!("{what} is {} at coordinate {k}", v[k])));
         }
     }
-    Ok(d)
+    match r.pre_activations.iter().find(|p| !p.b.is_finite()) {
+        Some(p) => Err(Error::input(format!("a bias is {}", p.b))),
+        None => Ok(()),
+    }
 }
 
 /// Splits every response into parts of one pre-activation each.
@@ -644,7 +646,7 @@ fn lower(
 ) -> Result<(Block, Vec<ResponseClaim>)> {
     let round = |x: f64| options.format.round(x);
     let gated = options.form == Form::Gated;
-    let zero = PreActivation { w: vec![0.0; d], b: 0.0 };
+    let zero = LazyCell::new(|| PreActivation { w: vec![0.0; d], b: 0.0 });
     // Rows are rounded once, from the numbers before rounding where there are such.
     let nominal: Vec<Stack<f64>> = solutions
         .par_iter()
@@ -654,7 +656,7 @@ fn lower(
         })
         .collect::<Result<_>>()?;
     let pres: Vec<&PreActivation> =
-        parts.iter().map(|p| p.response.pre_activations.get(p.index).unwrap_or(&zero)).collect();
+        parts.iter().map(|p| p.response.pre_activations.get(p.index).unwrap_or_else(|| &*zero)).collect();
     let all = || parts.iter().zip(&pres).zip(&nominal);
     let units: Vec<(&Neuron<f64>, &PreActivation, &[f64])> = all()
         .flat_map(|((part, pre), stack)| stack.neurons.iter().map(|n| (n, *pre, &part.response.write[..])))
@@ -680,7 +682,7 @@ fn lower(
     let up_bias = units.iter().map(|(n, p, _)| options.round_bias(slope(n) * p.b + offset(n)));
     let up_bias = DVector::from_vec(if gated { up_bias.collect() } else { Vec::new() });
     let mut down = zeros(d, h);
-    down.as_mut_slice().par_chunks_mut(d).zip(&units).for_each(|(column, (n, _, v))| {
+    down.as_mut_slice().par_chunks_mut(d).zip(&units).with_min_len(AT_LEAST / d).for_each(|(column, (n, _, v))| {
         column.iter_mut().zip(*v).for_each(|(y, x)| *y = round(n.out * x));
     });
     let mut constant = vec![0.0; d];
@@ -730,7 +732,8 @@ fn lower(
         }
     };
     let all_finite = |m: &DMatrix<f64>, b: &DVector<f64>| {
-        m.as_slice().par_iter().all(|x| x.is_finite()) && b.iter().all(|x| x.is_finite())
+        m.as_slice().par_chunks(AT_LEAST).all(|part| part.iter().all(|x| x.is_finite()))
+            && b.iter().all(|x| x.is_finite())
     };
     finite("a row of gate_proj", all_finite(&gate, &gate_bias))?;
     finite("a row of up_proj", all_finite(&up, &up_bias))?;
@@ -766,22 +769,35 @@ fn zeros(rows: usize, columns: usize) -> DMatrix<f64> {
     DMatrix::from_vec(rows, columns, vec![0.0; rows * columns])
 }
 
+/// Numbers that are worth a task of their own.
+const AT_LEAST: usize = 1 << 16;
+
 /// A matrix from its rows: `fill(i, from, out)` writes row i from column `from` on. Columns are what lies together in memory, so
 /// threads take a few columns each, of all rows.
 fn by_rows(rows: usize, columns: usize, fill: impl Fn(usize, usize, &mut [f64]) + Sync) -> DMatrix<f64> {
-    /// Columns at a time: a cache line of each row.
-    const TOGETHER: usize = 8;
+    /// Columns at a time: what is read of a row lies together as well.
+    const TOGETHER: usize = 32;
+    /// Rows at a time. Where the number of rows is a power of two, one row's numbers compete for the same lines of the cache: they are
+    /// put together elsewhere first.
+    const BAND: usize = 32;
     let mut m = zeros(rows, columns);
     if rows > 0 {
-        let least = 1 + (1 << 16) / (TOGETHER * rows);
-        m.as_mut_slice().par_chunks_mut(TOGETHER * rows).with_min_len(least).enumerate().for_each(|(k, part)| {
-            let mut some = [0.0; TOGETHER];
-            let some = &mut some[..part.len() / rows];
-            for i in 0..rows {
-                fill(i, k * TOGETHER, some);
-                some.iter().enumerate().for_each(|(c, x)| part[c * rows + i] = *x);
-            }
-        });
+        let least = 1 + AT_LEAST / (TOGETHER * rows);
+        let parts = m.as_mut_slice().par_chunks_mut(TOGETHER * rows).with_min_len(least).enumerate();
+        parts.for_each_init(
+            || [0.0; TOGETHER * BAND],
+            |band, (k, part)| {
+                let width = part.len() / rows;
+                for first in (0..rows).step_by(BAND) {
+                    let lines = band.chunks_exact_mut(width).take(BAND.min(rows - first));
+                    lines.enumerate().for_each(|(i, line)| fill(first + i, k * TOGETHER, line));
+                    for (c, column) in part.chunks_exact_mut(rows).enumerate() {
+                        let numbers = band.iter().skip(c).step_by(width);
+                        column[first..].iter_mut().take(BAND).zip(numbers).for_each(|(to, x)| *to = *x);
+                    }
+                }
+            },
+        );
     }
     m
 }
@@ -824,4 +840,21 @@ fn describe<'a>(
         rounding: p.rounding.clone(),
     });
     described.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_from_rows_are_those_rows() {
+        // Beyond what is put together at a time, and no multiples of it.
+        for (rows, columns) in [(0, 3), (1, 1), (2, 576), (70, 45), (33, 32), (200, 33)] {
+            let number = |i: usize, k: usize| (1000 * i + k) as f64;
+            let fill = |i: usize, from: usize, out: &mut [f64]| {
+                out.iter_mut().enumerate().for_each(|(k, x)| *x = number(i, from + k));
+            };
+            assert_eq!(by_rows(rows, columns, fill), DMatrix::from_fn(rows, columns, number));
+        }
+    }
 }

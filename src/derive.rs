@@ -40,7 +40,7 @@ use nalgebra::{Const, DVectorView, Dyn, MatrixView1xX};
 use serde::{Deserialize, Serialize};
 
 use crate::block::Block;
-use crate::certify::{Certificate, Claim, Domain, Figures, certify, slope_bound, value_bound};
+use crate::certify::{Certificate, Claim, Domain, Figures, certify, value_and_slope_bounds};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
 use crate::format::Format;
@@ -109,23 +109,23 @@ impl Reading {
         self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v(*j) * point(*c))
     }
 
-    /// sup |⟨v, s·x⟩| where ‖x‖ ≤ `radius`.
-    fn of_stream(&self, v: &[Interval], radius: f64) -> Interval {
-        let all = point(norm_of(v.iter().copied())) * point(radius);
+    /// sup |⟨v, s·x⟩| where ‖x‖ ≤ `radius`, of a vector of d numbers given by enclosures.
+    fn of_stream(&self, d: usize, v: impl Fn(usize) -> Interval, radius: f64) -> Interval {
+        let all = point(norm_of((0..d).map(&v))) * point(radius);
         if self.constants.is_empty() {
             return point(self.scale[1]) * point(all.hi());
         }
         let carries = |j: usize| self.constants.binary_search_by_key(&j, |c| c.0).is_ok();
-        let elsewhere = v.iter().enumerate().filter(|(j, _)| !carries(*j)).map(|(_, v)| *v);
-        let there = self.constants.iter().fold(Interval::ZERO, |sum, (j, _)| sum + v[*j].abs() * point(self.bound));
+        let elsewhere = (0..d).filter(|j| !carries(*j)).map(&v);
+        let there = self.constants.iter().fold(Interval::ZERO, |sum, (j, _)| sum + v(*j).abs() * point(self.bound));
         let apart = point(norm_of(elsewhere)) * point(radius) + there;
         point(self.scale[1]) * point(all.hi().min(apart.hi()))
     }
 
     /// sup |(s − 1)·⟨v, C⟩ + s·⟨v, τ⟩|
-    fn of_constants(&self, v: &[Interval]) -> Interval {
-        let rounded = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v[*j].abs() * point(c.abs()));
-        self.off() * point(self.constant(|j| v[j]).mag()) + point(self.scale[1]) * point(self.rounding) * rounded
+    fn of_constants(&self, v: impl Fn(usize) -> Interval) -> Interval {
+        let rounded = self.constants.iter().fold(Interval::ZERO, |sum, (j, c)| sum + v(*j).abs() * point(c.abs()));
+        self.off() * point(self.constant(v).mag()) + point(self.scale[1]) * point(self.rounding) * rounded
     }
 
     /// sup |s − 1|
@@ -235,6 +235,19 @@ pub(crate) fn derive_units(
     norm: Option<f64>,
     reading: &Reading,
 ) -> Result<BlockProof> {
+    let responses = derive_each(block, claims, h, norm, reading)?;
+    let total = norm.map(|_| total(block, claims, &responses, reading));
+    Ok(BlockProof { responses, total })
+}
+
+/// [`derive_units`] without the sum.
+pub(crate) fn derive_each(
+    block: &Block,
+    claims: &[ResponseClaim],
+    h: usize,
+    norm: Option<f64>,
+    reading: &Reading,
+) -> Result<Vec<ResponseProof>> {
     let d = block.hidden_size();
     reading.check(d)?;
     if let Some(r) = norm
@@ -271,12 +284,7 @@ pub(crate) fn derive_units(
     }
     // Responses are independent of one another.
     use rayon::prelude::*;
-    let responses: Vec<ResponseProof> = claims
-        .par_iter()
-        .map(|c| derive_response(block, c, norm, reading).at(|| c.name.clone()))
-        .collect::<Result<_>>()?;
-    let total = norm.map(|_| total(block, claims, &responses, reading));
-    Ok(BlockProof { responses, total })
+    claims.par_iter().map(|c| derive_response(block, c, norm, reading).at(|| c.name.clone())).collect()
 }
 
 pub(crate) fn point(x: f64) -> Interval {
@@ -294,14 +302,18 @@ pub(crate) fn upper(x: Interval) -> f64 {
 /// underflows, each of the n additions of what is ≥ 0 by a factor 1 ± u. So the exact sum is at most
 /// (s + n·2^−1074)/(1 − u)^(n + 1), and 1/(1 − u)^(n + 1) ≤ 1 + 2(n + 1)u while (n + 1)u ≤ 1/2.
 pub(crate) fn norm_of(v: impl Iterator<Item = Interval>) -> f64 {
-    let (mut s, mut n, mut largest) = (0.0f64, 0u32, 0.0f64);
+    norm_of_floats(v.map(Interval::mag))
+}
+
+/// The same of a vector of floats; infinite if one of them is no number.
+pub(crate) fn norm_of_floats(v: impl Iterator<Item = f64>) -> f64 {
+    let (mut s, mut n, mut zero) = (0.0f64, 0u32, true);
     for x in v {
-        let size = x.mag();
-        s += size * size;
-        largest = largest.max(size);
+        s += x * x;
+        zero &= x == 0.0;
         n += 1;
     }
-    if largest == 0.0 {
+    if zero {
         return 0.0;
     }
     let rounding = point(1.0) + point(f64::EPSILON) * point(f64::from(n) + 1.0);
@@ -329,11 +341,11 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         }
         _ => vec![0.0; c.w.len()],
     };
-    let size = upper(point(norm_of(c.w.iter().map(|x| point(*x)))) * point(radius));
-    let points = |v: &[f64]| v.iter().map(|x| point(*x)).collect::<Vec<_>>();
-    let shifted: Vec<Interval> = c.w.iter().zip(&shift).map(|(w, r)| point(*w) + point(*r)).collect();
+    let size = upper(point(norm_of_floats(c.w.iter().copied())) * point(radius));
+    let shifted = |j: usize| point(c.w[j]) + point(shift[j]);
     let scaled = reading.off() * point(size);
-    let delta_rows = upper(reading.of_stream(&points(&shift), radius) + scaled + reading.of_constants(&shifted));
+    let moved = reading.of_stream(shift.len(), |j| point(shift[j]), radius);
+    let delta_rows = upper(moved + scaled + reading.of_constants(shifted));
     // What z can be: the claimed range, and |z| ≤ ‖w‖R + |b|; the shifted ẑ a little more.
     let reach = (point(size) + point(c.b.abs())).hi();
     let lo = (point(c.domain.lo().max(-reach)) - point(delta_rows)).lo();
@@ -386,16 +398,16 @@ fn derive_response(block: &Block, c: &ResponseClaim, norm: Option<f64>, reading:
         spread = spread + times(hidden.hi(), kappa);
     }
     let epsilon_rows = upper(epsilon_rows);
-    let v_norm = norm_of(c.v.iter().map(|x| point(*x)));
+    let v_norm = norm_of_floats(c.v.iter().copied());
     let figures = certificate.figures();
-    let steep = slope_bound(&c.target, domain)?;
+    let [largest, steep] = value_and_slope_bounds(&c.target, domain)?;
     let moved = if delta_rows == 0.0 { Interval::ZERO } else { point(steep) * point(delta_rows) };
     let eta = point(figures.eta) * point(z.mag());
     let bound = |epsilon: f64| point(epsilon) + eta + point(epsilon_rows);
     // φ̂ lies within ε of the hull, so it is no larger than the target's largest value and ε; its constant is written apart.
-    let size = bound(figures.epsilon) + point(value_bound(&c.target, domain)?) + point(c.stack.constant.abs());
+    let size = bound(figures.epsilon) + point(largest) + point(c.stack.constant.abs());
     let column_error = {
-        let tilt_norm = norm_of(tilt.iter().map(|x| point(*x)));
+        let tilt_norm = norm_of_floats(tilt.iter().copied());
         let tilted = if tilt_norm == 0.0 { Interval::ZERO } else { size * point(tilt_norm) };
         upper(tilted + spread)
     };
@@ -417,7 +429,7 @@ fn deviation(y: f64, a: f64, [v, k]: [f64; 2]) -> f64 {
     let first = (-a).mul_add(v, y);
     let second = (-a).mul_add(k, first);
     // A zero is exact unless a product of what is not zero has lost bits.
-    let lost = |x: f64| a != 0.0 && x != 0.0 && (a * x).abs() < f64::MIN_POSITIVE * (1u64 << 60) as f64;
+    let lost = |x: f64| (a * x).abs() < f64::MIN_POSITIVE * (1u64 << 60) as f64 && a != 0.0 && x != 0.0;
     let tiny = if lost(v) || lost(k) { f64::from_bits(2) } else { 0.0 };
     second.abs() + 2.0 * f64::EPSILON * (first.abs() + second.abs()) + tiny
 }
@@ -431,27 +443,30 @@ struct Rows<'a> {
     radius: f64,
     format: Format,
     /// the row before, its slope, and what it differs by without its bias: the neurons of a step have equal rows
-    last: Option<(Vec<f64>, f64, Interval)>,
+    last: Option<(Row<'a>, f64, Interval)>,
 }
 
-impl Rows<'_> {
+/// A hidden unit's row in a block.
+type Row<'a> = MatrixView1xX<'a, f64, Const<1>, Dyn>;
+
+impl<'a> Rows<'a> {
     /// sup |⟨ρ − βr, x⟩ + s| of a row and a bias that are claimed to be β·z + γ.
-    fn error(&mut self, row: MatrixView1xX<'_, f64, Const<1>, Dyn>, bias: Option<f64>, slope: f64, offset: f64) -> f64 {
+    fn error(&mut self, row: Row<'a>, bias: Option<f64>, slope: f64, offset: f64) -> f64 {
         let known = self.last.as_ref().filter(|(g, b, _)| *b == slope && g.iter().eq(row.iter()));
         let own = match known {
             Some((_, _, own)) => *own,
             None => {
-                let own = if self.reading.constants.is_empty() {
+                let own = if slope == 0.0 && row.iter().all(|g| *g == 0.0) {
+                    Interval::ZERO
+                } else if self.reading.constants.is_empty() {
                     let size =
                         row.iter().zip(&self.c.w).zip(self.shift).map(|((g, w), r)| deviation(*g, slope, [*w, *r]));
-                    point(self.reading.scale[1]) * point(norm_of(size.map(point))) * point(self.radius)
+                    point(self.reading.scale[1]) * point(norm_of_floats(size)) * point(self.radius)
                 } else {
-                    let parts = row.iter().zip(&self.c.w).zip(self.shift);
-                    let rest = parts.map(|((g, w), r)| point(*g) - point(slope) * (point(*w) + point(*r)));
-                    let rest: Vec<Interval> = rest.collect();
-                    self.reading.of_stream(&rest, self.radius) + self.reading.of_constants(&rest)
+                    let rest = |j: usize| point(row[j]) - point(slope) * (point(self.c.w[j]) + point(self.shift[j]));
+                    self.reading.of_stream(row.len(), rest, self.radius) + self.reading.of_constants(rest)
                 };
-                self.last = Some((row.iter().copied().collect(), slope, own));
+                self.last = Some((row, slope, own));
                 own
             }
         };
@@ -467,12 +482,12 @@ struct Columns<'a> {
     /// k
     tilt: &'a [f64],
     /// the column before, its coefficient, and what was found of it: those of a step are equal or opposite
-    last: Option<(Vec<f64>, f64, f64)>,
+    last: Option<(DVectorView<'a, f64>, f64, f64)>,
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
     /// Upper bound of ‖ŷ − a(v + k)‖.
-    fn rest(&mut self, column: DVectorView<'_, f64>, out: f64) -> f64 {
+    fn rest(&mut self, column: DVectorView<'a, f64>, out: f64) -> f64 {
         let known = self.last.as_ref().filter(|(y, a, _)| {
             *a == out && y.iter().eq(column.iter()) || *a == -out && y.iter().zip(&column).all(|(y, c)| *y == -c)
         });
@@ -480,8 +495,8 @@ impl Columns<'_> {
             return *rest;
         }
         let parts = column.iter().zip(self.v).zip(self.tilt);
-        let rest = norm_of(parts.map(|((y, v), k)| point(deviation(*y, out, [*v, *k]))));
-        self.last = Some((column.iter().copied().collect(), out, rest));
+        let rest = norm_of_floats(parts.map(|((y, v), k)| deviation(*y, out, [*v, *k])));
+        self.last = Some((column, out, rest));
         rest
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use rayon::prelude::*;
+
 /// What went wrong, where, and what would work instead.
 ///
 /// The text is for people; programs use the predicates ([`Error::is_input`] and its siblings).
@@ -128,6 +130,11 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|e| e as _)
     }
+}
+
+/// All values, or the first error in their order, whichever thread fails first.
+pub(crate) fn in_order<T: Send>(results: impl IndexedParallelIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    results.collect::<Vec<_>>().into_iter().collect()
 }
 
 /// Adds a place to the error of a `Result`.

@@ -145,19 +145,22 @@ impl Expr {
     }
 
     /// The operands, in order.
-    pub fn children(&self) -> Vec<&Expr> {
+    pub fn children(&self) -> impl Iterator<Item = &Expr> {
         use Expr::*;
-        match self {
-            Const(_) | Pre(_) => vec![],
-            Neg(a) | Scale(_, a) | Relu(a) | Step(a) | JumpRelu(a, _) | Clamp(a, _, _) | Act(_, a) => vec![a],
-            Add(a, b) | Mul(a, b) | Min(a, b) | Max(a, b) => vec![a, b],
-            Select(a, b, c) => vec![a, b, c],
-        }
+        let operands: [Option<&Expr>; 3] = match self {
+            Const(_) | Pre(_) => [None; 3],
+            Neg(a) | Scale(_, a) | Relu(a) | Step(a) | JumpRelu(a, _) | Clamp(a, _, _) | Act(_, a) => {
+                [Some(a), None, None]
+            }
+            Add(a, b) | Mul(a, b) | Min(a, b) | Max(a, b) => [Some(a), Some(b), None],
+            Select(a, b, c) => [Some(a), Some(b), Some(c)],
+        };
+        operands.into_iter().flatten()
     }
 
     fn visit(&self, f: &mut impl FnMut(&Expr)) {
         f(self);
-        self.children().into_iter().for_each(|c| c.visit(f));
+        self.children().for_each(|c| c.visit(f));
     }
 
     /// The same expression with every pre-activation replaced.

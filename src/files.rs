@@ -54,21 +54,27 @@ pub fn abandon() -> bool {
     !pending.is_empty()
 }
 
+/// What a failure to write a file is.
+pub(crate) fn write_failed(place: &Path) -> impl Fn(std::io::Error) -> Error {
+    let place = place.display().to_string();
+    move |e| Error::io(format!("cannot write {place}"), e)
+}
+
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     staged(path, bytes)?.persist()
 }
 
-/// Writes several files, none of which takes its place before all of them are written.
-pub fn write_together(files: &[(PathBuf, Vec<u8>)]) -> Result<()> {
-    let all: Vec<WholeFile> = files.iter().map(|(path, bytes)| staged(path, bytes)).collect::<Result<_>>()?;
-    all.into_iter().try_for_each(WholeFile::persist)
+/// Puts several files in their places, none before all of them are on disk.
+pub fn persist_together(files: Vec<WholeFile>) -> Result<()> {
+    files.iter().try_for_each(|f| f.temporary.as_file().sync_all().map_err(write_failed(&f.place)))?;
+    files.into_iter().try_for_each(WholeFile::persist)
 }
 
-fn staged(path: &Path, bytes: &[u8]) -> Result<WholeFile> {
+/// A file with all of its content that is not in its place yet.
+pub fn staged(path: &Path, bytes: &[u8]) -> Result<WholeFile> {
     let mut whole = WholeFile::new(path)?;
-    let written = whole.file().write_all(bytes).and_then(|()| whole.file().sync_all());
-    written.map_err(|e| whole.failed(e))?;
+    whole.file().write_all(bytes).map_err(write_failed(path))?;
     Ok(whole)
 }
 
@@ -90,9 +96,7 @@ impl WholeFile {
         if let Some(p) = permissions() {
             builder.permissions(p);
         }
-        let temporary = builder
-            .tempfile_in(folder_of(place))
-            .map_err(|e| Error::io(format!("cannot write {}", place.display()), e))?;
+        let temporary = builder.tempfile_in(folder_of(place)).map_err(write_failed(place))?;
         Ok(WholeFile { pending: Pending::new(temporary.path()), temporary, place: place.to_path_buf() })
     }
 
@@ -103,13 +107,13 @@ impl WholeFile {
 
     /// What a failure to write it is.
     pub fn failed(&self, e: std::io::Error) -> Error {
-        Error::io(format!("cannot write {}", self.place.display()), e)
+        write_failed(&self.place)(e)
     }
 
     /// Puts the file in its place, once all of it is on disk. What is there already is replaced.
     pub fn persist(self) -> Result<()> {
-        let failed = |e| Error::io(format!("cannot write {}", self.place.display()), e);
-        self.temporary.as_file().sync_all().map_err(failed)?;
+        let failed = write_failed(&self.place);
+        self.temporary.as_file().sync_all().map_err(&failed)?;
         self.temporary.persist(&self.place).map_err(|e| failed(e.error))?;
         drop(self.pending);
         Ok(())

@@ -92,19 +92,19 @@ impl Format {
     pub fn write(self, x: f64, out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + self.bytes(), 0);
-        self.put(x, &mut out[start..]);
+        self.put(&[x], &mut out[start..]);
     }
 
-    /// Writes a number's little-endian bytes, rounded to the format, to a place of [`Format::bytes`] bytes.
-    ///
-    /// # Panics
-    /// If it has another length.
-    pub fn put(self, x: f64, out: &mut [u8]) {
+    /// Writes numbers' little-endian bytes, rounded to the format, to as many places of [`Format::bytes`] bytes.
+    pub fn put(self, numbers: &[f64], out: &mut [u8]) {
+        fn each<const N: usize>(numbers: &[f64], out: &mut [u8], bytes: impl Fn(f64) -> [u8; N]) {
+            numbers.iter().zip(out.chunks_exact_mut(N)).for_each(|(x, place)| place.copy_from_slice(&bytes(*x)));
+        }
         match self {
-            Format::F16 => out.copy_from_slice(&f16::from_f32(to_odd(x)).to_le_bytes()),
-            Format::Bf16 => out.copy_from_slice(&bf16::from_f32(to_odd(x)).to_le_bytes()),
-            Format::F32 => out.copy_from_slice(&(x as f32).to_le_bytes()),
-            Format::F64 => out.copy_from_slice(&x.to_le_bytes()),
+            Format::F16 => each(numbers, out, |x| f16::from_f32(to_odd(x)).to_le_bytes()),
+            Format::Bf16 => each(numbers, out, |x| bf16::from_f32(to_odd(x)).to_le_bytes()),
+            Format::F32 => each(numbers, out, |x| (x as f32).to_le_bytes()),
+            Format::F64 => each(numbers, out, f64::to_le_bytes),
         }
     }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::certify::Domain;
 use crate::compile::{Options, PreActivation, Response, Samples, Target};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, Result, in_order};
 use crate::expr::Expr;
 use crate::interval::Interval;
 use crate::number::Number;
@@ -112,9 +112,7 @@ fn read(spec: &Spec, sae: Option<&Sae>) -> Result<Vec<Read>> {
             _ => Ok(vec![sources.response(spec, i).at(place)?]),
         }
     };
-    // In order, so that the first entry that is wrong is the one that is reported.
-    let all: Vec<Result<Vec<Read>>> = spec.interventions.par_iter().enumerate().map(one).collect();
-    Ok(all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    Ok(in_order(spec.interventions.par_iter().enumerate().map(one))?.into_iter().flatten().collect())
 }
 
 fn feature(subject: &Subject) -> Option<usize> {

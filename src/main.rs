@@ -574,11 +574,13 @@ fn shown<T>(run: impl FnOnce(splice::Progress<'_>) -> Result<T, Error>) -> Resul
     let bytes = indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {msg}, {bytes_per_sec}")
         .expect("a template");
     let result = run(&|stage, done, all| {
+        bar.set_length(all);
         if bar.message() != stage.trim_start_matches("bytes ") {
             bar.set_style(if stage.starts_with("bytes") { bytes.clone() } else { counted.clone() });
             bar.set_message(stage.trim_start_matches("bytes ").to_string());
+            // The time runs on where one step takes long.
+            bar.enable_steady_tick(std::time::Duration::from_millis(200));
         }
-        bar.set_length(all);
         bar.set_position(done);
     });
     bar.finish_and_clear();
@@ -657,7 +659,7 @@ impl Fit {
             bias_format: None,
         };
         let request = Request { target: &target, source: &source, form, format, domain, budget };
-        let solutions = if self.pareto { front(&request)? } else { vec![solve(&request)?] };
+        let solutions = if self.pareto { front(&request)? } else { vec![single(&request)?] };
         if self.json {
             for s in &solutions {
                 let output = FitOutput {
@@ -701,6 +703,14 @@ impl Fit {
         }
         out
     }
+}
+
+/// The best stack of a request; how long it takes is seen on standard error.
+fn single(request: &Request<'_>) -> Result<Solution, Error> {
+    shown(|progress| {
+        progress("responses", 0, 1);
+        solve(request)
+    })
 }
 
 /// The front of a request, with progress on standard error.

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::activation::Jet;
-use crate::algebra::{Atom, Normal, Poly, enclose, of_activation};
+use crate::algebra::{Atom, Enclosures, Normal, Poly, enclose, of_activation};
 use crate::atom::Kind;
 use crate::error::{Error, Result};
 use crate::expr::Expr;
@@ -269,32 +269,36 @@ pub fn cut(
     let inside = |z: &Rational| lo.is_none_or(|lo| lo < z) && hi.is_none_or(|hi| z < hi);
     let mut cuts: Vec<Rational> = points.iter().filter(|z| inside(z)).cloned().collect();
     let mut jumps: Vec<Rational> = Vec::new();
-    cuts.sort();
+    let mut pieces: Vec<Piece> = Vec::with_capacity(cuts.len() + 1);
+    // Where pieces that are still to be resolved end, the leftmost last.
+    cuts.sort_by(|a, b| b.cmp(a));
     cuts.dedup();
-    loop {
+    let mut ends: Vec<Option<Rational>> = std::iter::once(hi.cloned()).chain(cuts.into_iter().map(Some)).collect();
+    while let Some(end) = ends.pop() {
+        let start = pieces.last().map_or(lo, |p| p.hi.as_ref());
+        let region = Region::Open(start, end.as_ref());
         let mut found = Vec::new();
-        let mut pieces = Vec::with_capacity(cuts.len() + 1);
-        for k in 0..=cuts.len() {
-            let l = if k == 0 { lo } else { Some(&cuts[k - 1]) };
-            let h = if k == cuts.len() { hi } else { Some(&cuts[k]) };
-            let forms = exprs.iter().map(|e| resolve(e, Region::Open(l, h), &mut found)).collect::<Result<_>>()?;
-            pieces.push(Piece { lo: l.cloned(), hi: h.cloned(), forms });
+        let forms = exprs.iter().map(|e| resolve(e, region, &mut found)).collect::<Result<_>>()?;
+        if found.is_empty() {
+            pieces.push(Piece { lo: start.cloned(), hi: end, forms });
+            continue;
         }
         jumps.extend(found.iter().filter(|k| k.jump).map(|k| k.at.clone()));
-        if found.is_empty() {
-            // A condition that is 0 on a whole piece (relu(z + 1) left of −1) has no root inside any piece.
-            jumps.extend(cuts.iter().filter(|z| exprs.iter().any(|e| switches_at(e, z))).cloned());
-            jumps.sort();
-            jumps.dedup();
-            return Ok((pieces, jumps));
-        }
-        cuts.extend(found.into_iter().map(|k| k.at));
-        cuts.sort();
-        cuts.dedup();
-        if cuts.len() > MAX_PIECES {
+        let mut knots: Vec<Rational> = found.into_iter().map(|k| k.at).collect();
+        knots.sort_by(|a, b| b.cmp(a));
+        knots.dedup();
+        ends.push(end);
+        ends.extend(knots.into_iter().map(Some));
+        if pieces.len() + ends.len() > MAX_PIECES {
             return Err(Error::unsupported(format!("an expression with more than {MAX_PIECES} pieces")));
         }
     }
+    // A condition that is 0 on a whole piece (relu(z + 1) left of −1) has no root inside any piece.
+    let cuts = pieces.iter().skip(1).filter_map(|p| p.lo.as_ref());
+    jumps.extend(cuts.filter(|z| exprs.iter().any(|e| switches_at(e, z))).cloned());
+    jumps.sort();
+    jumps.dedup();
+    Ok((pieces, jumps))
 }
 
 /// Is a condition of a discontinuous conditional exactly 0 at z?
@@ -308,14 +312,14 @@ fn switches_at(e: &Expr, z: &Rational) -> bool {
         Expr::JumpRelu(c, theta) => is(c, theta.exact()),
         _ => false,
     };
-    here || e.children().into_iter().any(|c| switches_at(c, z))
+    here || e.children().any(|c| switches_at(c, z))
 }
 
 /// A form compiled for enclosure by floats near one point.
 #[derive(Clone, Debug)]
 pub enum Program {
     /// Σ c_k z^k + Σ (Σ c_k z^k)·A(a·z + b)
-    Sum(Vec<Interval>, Arc<[Term]>),
+    Sum(Enclosures, Arc<[Term]>),
     /// a sum
     Add(Box<Program>, Box<Program>),
     /// a product
@@ -329,7 +333,7 @@ pub enum Program {
 /// A polynomial times an atom: c(z)·A(az + b), or times a difference of two atoms whose arguments nearly agree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Term {
-    coefficients: Vec<Interval>,
+    coefficients: Enclosures,
     kind: Kind,
     a: Interval,
     b: Interval,
@@ -525,11 +529,18 @@ pub fn value_of(terms: &[Term], z: Interval) -> Interval {
 }
 
 fn horner_value(c: &[Interval], z: Interval) -> Interval {
-    c.iter().rev().fold(Interval::ZERO, |acc, c| acc * z + *c)
+    match c {
+        [c0, c1] => *c1 * z + *c0,
+        _ => c.iter().rev().fold(Interval::ZERO, |acc, c| acc * z + *c),
+    }
 }
 
 /// Value and derivatives of a polynomial: (p, p′, p″/2) by repeated synthetic division.
 fn horner(c: &[Interval], z: Interval) -> Jet {
+    // Most are lines.
+    if let [_, slope] = c {
+        return Jet { v: horner_value(c, z), d1: *slope, d2: Interval::ZERO };
+    }
     let (mut v, mut d1, mut half_d2) = (Interval::ZERO, Interval::ZERO, Interval::ZERO);
     for c in c.iter().rev() {
         half_d2 = half_d2 * z + d1;

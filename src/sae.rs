@@ -29,7 +29,7 @@ use rayon::prelude::*;
 
 use self::cfg::Fields;
 pub use self::layout::Layout;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, Result, in_order};
 use crate::tensors::{Format, Tensor, TensorFile, valid_range};
 
 /// The name of the configuration in an SAE's directory, in the layouts of SAELens and sparsify.
@@ -409,16 +409,14 @@ impl Sae {
         };
         let rows = indices.par_iter().zip(encoder).zip(decoder);
         let one = |((&f, e), d)| self.assemble(f, e, d, b_dec.as_deref()).at(|| format!("feature {f}"));
-        // In order, so that the first feature that is wrong is the one that is reported.
-        rows.map(one).collect::<Vec<_>>().into_iter().collect()
+        in_order(rows.map(one))
     }
 
     /// The asked features' vectors in a matrix.
     fn vectors(&self, matrix: &Matrix, indices: &[usize]) -> Result<Vec<Vec<f64>>> {
         let tensor = self.weights.tensor(&matrix.name)?;
         if matrix.rows {
-            let rows: Vec<_> = indices.par_iter().map(|&f| tensor.row(f).at(|| format!("feature {f}"))).collect();
-            return rows.into_iter().collect();
+            return in_order(indices.par_iter().map(|&f| tensor.row(f).at(|| format!("feature {f}"))));
         }
         tensor.columns(indices).map_err(|e| match indices.iter().find(|f| tensor.columns(&[**f]).is_err()) {
             Some(f) => e.at(format!("feature {f}")),

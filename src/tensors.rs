@@ -12,7 +12,7 @@
 //! | `.pt`, a state dictionary | the same, with a `data.pkl` | `tensors/zip.rs`, `tensors/torch.rs` |
 
 mod npy;
-mod safetensors;
+pub(crate) mod safetensors;
 mod torch;
 mod zip;
 
@@ -23,7 +23,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, in_order, nearest};
 pub use crate::format::Format;
 
 /// Rows of a matrix that one thread reads columns of before the next takes its turn.
@@ -406,12 +406,21 @@ impl<'a> Tensor<'a> {
         let starts: Vec<usize> = (0..rows).step_by(ROWS_TOGETHER).collect();
         let read = |start: &usize| -> Result<Vec<f64>> {
             let rows = *start..rows.min(start + ROWS_TOGETHER);
-            rows.flat_map(|row| order.iter().map(move |k| (row, columns[*k]))).map(|(row, c)| at(row, c)).collect()
+            let mut values = Vec::with_capacity(rows.len() * order.len());
+            for row in rows {
+                for k in &order {
+                    values.push(at(row, columns[*k])?);
+                }
+            }
+            Ok(values)
         };
-        let parts: Vec<Result<Vec<f64>>> = starts.par_iter().map(read).collect();
-        let parts: Vec<Vec<f64>> = parts.into_iter().collect::<Result<_>>()?;
+        let parts = in_order(starts.par_iter().map(read))?;
         // Neighbouring columns lie in the same cache lines of the parts: a thread takes many in a row.
-        let column = |k: usize| parts.iter().flat_map(|p| p.iter().skip(k).step_by(columns.len()).copied()).collect();
+        let column = |k: usize| {
+            let mut values = Vec::with_capacity(rows);
+            parts.iter().for_each(|p| values.extend(p.iter().skip(k).step_by(columns.len())));
+            values
+        };
         let sorted: Vec<Vec<f64>> = (0..columns.len()).into_par_iter().with_min_len(64).map(column).collect();
         let mut out = vec![Vec::new(); columns.len()];
         order.into_iter().zip(sorted).for_each(|(k, c)| out[k] = c);

@@ -81,6 +81,44 @@ proptest! {
 }
 
 #[test]
+fn files_are_those_of_the_library() {
+    // Rows and columns beyond what is turned round at a time, and no multiples of it.
+    for ((h, d), format) in [(70, 45), (33, 100), (1, 1)].into_iter().zip(FORMATS) {
+        let numbers: Vec<f64> = (0..997).map(|k| (f64::from(k) * 0.37).sin() * 3.0).collect();
+        let b = Block { bias_format: Format::F32, ..block(Form::Gated, format, true, "silu", (h, d), &numbers) };
+        let bytes = |numbers: Vec<f64>, format: Format| {
+            let mut bytes = Vec::new();
+            numbers.iter().for_each(|x| format.write(*x, &mut bytes));
+            bytes
+        };
+        let matrix = |m: &DMatrix<f64>| {
+            let rows = (0..m.nrows()).flat_map(|r| (0..m.ncols()).map(move |c| m[(r, c)])).collect();
+            (format, vec![m.nrows(), m.ncols()], bytes(rows, format))
+        };
+        let vector = |v: &Option<DVector<f64>>| {
+            let v: Vec<f64> = v.as_ref().unwrap().iter().copied().collect();
+            (Format::F32, vec![v.len()], bytes(v, Format::F32))
+        };
+        let tensors = [
+            ("gate_proj.weight", matrix(&b.gate)),
+            ("gate_proj.bias", vector(&b.gate_bias)),
+            ("up_proj.weight", matrix(b.up.as_ref().unwrap())),
+            ("up_proj.bias", vector(&b.up_bias)),
+            ("down_proj.weight", matrix(&b.down)),
+            ("down_proj.bias", vector(&b.down_bias)),
+        ];
+        let views = tensors.iter().map(|(name, (f, shape, data))| {
+            (name.to_string(), safetensors::tensor::TensorView::new(f.dtype(), shape.clone(), data).unwrap())
+        });
+        let about = "version 1; source silu; form gated; weights are [out, in]".to_string();
+        let about = std::collections::HashMap::from([("neurograft_block".to_string(), about)]);
+        let expected = safetensors::serialize(views, Some(about)).unwrap();
+        assert_eq!(b.to_safetensors().unwrap(), expected);
+        assert_eq!(b.sha256().unwrap(), neurograft::files::sha256(&expected));
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let b = block(Form::Gated, Format::F32, true, "silu", (3, 2), &[0.5, -1.0, 2.0]);
     let file = |b: &Block| TensorFile::from_bytes("memory", b.to_safetensors().unwrap()).unwrap();

@@ -113,7 +113,7 @@ fn knots(e: &Expr) -> Vec<Big> {
                     levels.push(text(&line.constant));
                 }
             }
-            None => e.children().into_iter().for_each(|c| walk(c, lines, levels)),
+            None => e.children().for_each(|c| walk(c, lines, levels)),
         }
     }
     let (mut lines, mut levels) = (Vec::new(), vec![Big::from(0)]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 
-use neurograft::files::{WholeDirectory, WholeFile, abandon, write_together};
+use neurograft::files::{WholeDirectory, WholeFile, abandon, persist_together, staged};
 
 #[test]
 fn nothing_half_written_is_left_behind() {
@@ -14,9 +14,11 @@ fn nothing_half_written_is_left_behind() {
     // Several files: none without all of them.
     let there = path("a");
     let missing = path("no such folder").join("b");
-    assert!(write_together(&[(there.clone(), vec![1]), (missing, vec![2])]).is_err());
+    let first = staged(&there, &[1]).unwrap();
+    assert!(!there.exists() && staged(&missing, &[2]).is_err());
+    drop(first);
     assert_eq!(left(), 0);
-    write_together(&[(there.clone(), vec![1]), (path("b"), vec![2])]).unwrap();
+    persist_together(vec![staged(&there, &[1]).unwrap(), staged(&path("b"), &[2]).unwrap()]).unwrap();
     assert_eq!((fs::read(&there).unwrap(), fs::read(path("b")).unwrap()), (vec![1], vec![2]));
 
     // What has its place is not abandoned, what has none is.

@@ -10,9 +10,12 @@
 //!
 //! and the least of these counts.
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
+
+use smallvec::SmallVec;
 
 use crate::activation::Jet;
 use crate::algebra::{Normal, Poly, enclose};
@@ -103,6 +106,9 @@ pub(super) fn supremum(stretches: &[Stretch], eta: f64, floor: f64, gap: f64) ->
     search.run()
 }
 
+/// One of each program: few, so that they stand in place.
+type Values = SmallVec<[Interval; 4]>;
+
 /// Programs that share one smooth piece.
 struct Section {
     programs: Vec<(Program, bool, bool)>,
@@ -147,21 +153,26 @@ impl Section {
     ///
     /// Where F″ ≤ −m < 0, Taylor's F(z) ≤ F(x) + F′(x)(z − x) − m/2·(z − x)² is at most F(x) + F′(x)²/(2m). Any x will do; a
     /// step of Newton's method from the middle makes F′(x) small.
-    fn apex(&self, k: usize, (l, r): (f64, f64), curvature: Interval, upper: bool) -> Option<(f64, f64)> {
+    /// `middles` keeps the terms' jet in the middle, for the programs that share them.
+    fn apex(
+        &self,
+        k: usize,
+        (l, r): (f64, f64),
+        curvature: Interval,
+        upper: bool,
+        middles: &OnceCell<Option<Jet>>,
+    ) -> Option<(f64, f64)> {
         let oriented = |x: Interval| if upper { x } else { -x };
         let least = -oriented(curvature).hi();
         if !(least > 0.0 && least.is_finite()) {
             return None;
         }
-        let at = |x: f64| {
-            let x = Interval::point(x);
-            self.jet(k, self.terms().map(|t| jet_of(t, x)), x)
-        };
+        let terms_at = |x: f64| self.terms().map(|t| jet_of(t, Interval::point(x)));
         let middle = 0.5 * l + 0.5 * r;
-        let there = at(middle);
+        let there = self.jet(k, *middles.get_or_init(|| terms_at(middle)), Interval::point(middle));
         let step = there.d1.mid() / there.d2.mid();
         let x = if step.is_nan() { middle } else { (middle - step).clamp(l, r) };
-        let here = at(x);
+        let here = self.jet(k, terms_at(x), Interval::point(x));
         let slope = Interval::point(here.d1.mag());
         let bound = oriented(here.v) + slope.sqr() / (Interval::point(2.0) * Interval::point(least));
         Some((bound.hi(), x))
@@ -171,7 +182,7 @@ impl Section {
         if self.common { Program::common(self.programs.iter().take(1).map(|p| &p.0)) } else { None }
     }
 
-    fn values(&self, z: Interval) -> Vec<Interval> {
+    fn values(&self, z: Interval) -> Values {
         let terms = self.terms().map(|t| value_of(t, z));
         let value = |p: &Program| terms.map_or_else(|| p.value(z), |t| p.value_with(t, z));
         self.programs.iter().map(|p| value(&p.0)).collect()
@@ -185,8 +196,8 @@ struct Box1 {
     section: usize,
     l: f64,
     r: f64,
-    at_l: Vec<Interval>,
-    at_r: Vec<Interval>,
+    at_l: Values,
+    at_r: Values,
     /// is it what was left of a box when a knee at its end was cut off?
     rest: bool,
 }
@@ -251,7 +262,7 @@ impl Search {
             let mut least: Option<Rational> = None;
             for c in &relevant {
                 let Some(p) = c.form.as_normal().and_then(Normal::as_poly) else { continue };
-                let p = if upper { p.clone() } else { Poly::new(p.coefficients().iter().map(|c| -c).collect()) };
+                let p = if upper { p.clone() } else { Poly::new(p.coefficients().iter().map(|c| -c)) };
                 if let Some(v) = quadratic_supremum(&p, &s.lo, &s.hi) {
                     least = Some(least.map_or(v.clone(), |l| l.min(v)));
                 }
@@ -309,7 +320,7 @@ impl Search {
         }
     }
 
-    fn values(&mut self, section: usize, z: f64) -> Vec<Interval> {
+    fn values(&mut self, section: usize, z: f64) -> Values {
         let values = self.sections[section].values(Interval::point(z));
         // What is attained here: the least over the candidates, per side.
         let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
@@ -329,14 +340,14 @@ impl Search {
         values
     }
 
-    fn push(&mut self, section: usize, (l, r): (f64, f64), at_l: Vec<Interval>, at_r: Vec<Interval>, rest: bool) {
+    fn push(&mut self, section: usize, (l, r): (f64, f64), at_l: Values, at_r: Values, rest: bool) {
         let z = Interval::new(l, r);
         let (mut up, mut down) = (f64::INFINITY, f64::INFINITY);
         let (mut wanted_up, mut wanted_down) = (false, false);
         let goal = self.best.max(self.exact);
         let section_of = &self.sections[section];
         let terms = section_of.terms().map(|t| jet_of(t, z));
-        let mut apexes = Vec::new();
+        let (mut apexes, middles) = (SmallVec::<[f64; 4]>::new(), OnceCell::new());
         for (k, (_, u, d)) in section_of.programs.iter().enumerate() {
             // One member of the hull that settles a side is enough.
             let (u, d) = (*u && !(up <= goal), *d && !(down <= goal));
@@ -352,7 +363,7 @@ impl Search {
                 if !(bound > goal * (1.0 + self.gap) && bound > ends) {
                     return bound.max(ends);
                 }
-                let apex = section_of.apex(k, (l, r), jet.d2, upper);
+                let apex = section_of.apex(k, (l, r), jet.d2, upper, &middles);
                 apexes.extend(apex.map(|a| a.1));
                 apex.map_or(bound, |a| bound.min(a.0)).max(ends)
             };
@@ -463,7 +474,7 @@ mod tests {
             let section = Section::new(programs.into_iter().map(|p| (p, true, true)).collect(), Rc::new(Knees::new(&[])));
             let curvature = section.jet(0, None, Interval::new(l, r)).d2;
             for upper in [true, false] {
-                let Some((bound, at)) = section.apex(0, (l, r), curvature, upper) else { continue };
+                let Some((bound, at)) = section.apex(0, (l, r), curvature, upper, &OnceCell::new()) else { continue };
                 prop_assert!(l <= at && at <= r);
                 let value = |z: f64| {
                     let v = section.values(Interval::point(z))[0];

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{Options, Part, engines, lower};
 use crate::certify::Status;
-use crate::derive::{Reading, ResponseProof, derive};
+use crate::derive::{Reading, ResponseProof, derive_each};
 use crate::error::{At, Result};
 use crate::rational::Rational;
 use crate::scaling;
@@ -33,6 +33,7 @@ pub(super) fn solve_all(
         progress(1 + done.fetch_add(1, Ordering::Relaxed), parts.len());
         solved.at(|| part.response.name.clone())
     };
+    progress(0, parts.len());
     let shapes: Vec<String> = parts.par_iter().map(|p| solver.shape(p)).collect();
     let mut first: BTreeMap<&str, usize> = BTreeMap::new();
     shapes.iter().enumerate().for_each(|(k, s)| {
@@ -118,7 +119,8 @@ impl Solver<'_> {
     fn lowered(&self, part: &Part<'_>, solution: &Solution) -> Result<(f64, ResponseProof)> {
         let one = std::slice::from_ref(part);
         let (block, claims) = lower(one, std::slice::from_ref(solution), self.options, self.hidden_size)?;
-        let proof = derive(&block, &claims, self.options.norm, &Reading::exact())?.responses.swap_remove(0);
+        let units = block.intermediate_size();
+        let proof = derive_each(&block, &claims, units, self.options.norm, &Reading::exact())?.swap_remove(0);
         let length = part.response.write.iter().map(|x| x * x).sum::<f64>().sqrt();
         Ok((proof.rounding.as_ref().map_or(f64::INFINITY, |r| r.outside / length), proof))
     }

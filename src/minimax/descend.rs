@@ -175,12 +175,13 @@ impl Model<'_> {
         fine: &Samples,
         scratch: &mut Vec<f64>,
     ) -> f64 {
-        self.values(stack, &fine.points, HEAVY, scratch);
-        let m = fine.points.z.len();
-        let e = |i: usize| (scratch[i] - fine.points.hi[i]).max(fine.points.lo[i] - scratch[i]);
+        let fine = fine.beside(self.problem, stack.inner());
+        self.values(stack, &fine, HEAVY, scratch);
+        let m = fine.z.len();
+        let e = |i: usize| (scratch[i] - fine.hi[i]).max(fine.lo[i] - scratch[i]);
         let mut worst = self.excess_total(stack).max(0.0);
         for (row, f) in scratch.iter().enumerate() {
-            let (lo, hi) = self.hull(&fine.points, row, HEAVY);
+            let (lo, hi) = self.hull(&fine, row, HEAVY);
             let v = (f - hi).max(lo - f);
             if v.is_nan() {
                 return f64::INFINITY;
@@ -198,10 +199,10 @@ impl Model<'_> {
         for i in 0..m {
             let v = e(i);
             let (left, right) = (if i > 0 { e(i - 1) } else { -1.0 }, if i + 1 < m { e(i + 1) } else { -1.0 });
-            if v > 0.5 * worst && v >= left && v > right && !points.z[base..].contains(&fine.points.z[i]) {
-                points.z.push(fine.points.z[i]);
-                points.lo.push(fine.points.lo[i]);
-                points.hi.push(fine.points.hi[i]);
+            if v > 0.5 * worst && v >= left && v > right && !points.z[base..].contains(&fine.z[i]) {
+                points.z.push(fine.z[i]);
+                points.lo.push(fine.lo[i]);
+                points.hi.push(fine.hi[i]);
                 points.weight.push(1.0);
             }
         }

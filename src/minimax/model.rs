@@ -28,6 +28,11 @@ impl Stack {
         self.q.push(q);
     }
 
+    /// (w, b) of the neurons.
+    pub fn inner(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        self.w.iter().copied().zip(self.b.iter().copied())
+    }
+
     /// (w, b, p) of a neuron.
     pub fn neuron(&self, i: usize) -> (f64, f64, f64) {
         (self.w[i], self.b[i], self.p[i])
@@ -35,6 +40,7 @@ impl Stack {
 }
 
 /// What the fit is measured on: samples, and for infinite sides the rows for offset, slope and curvature at infinity.
+#[derive(Clone, Default)]
 pub(super) struct Points {
     pub z: Vec<f64>,
     pub lo: Vec<f64>,

@@ -51,7 +51,8 @@ impl Model<'_> {
     /// The local maxima of the error that come within half of the largest, from left to right.
     pub fn extrema(&self, stack: &Stack, fine: &Samples) -> Vec<Extremum> {
         let mut f = Vec::new();
-        self.values(stack, &fine.points, HEAVY, &mut f);
+        let fine = fine.beside(self.problem, stack.inner());
+        self.values(stack, &fine, HEAVY, &mut f);
         let m = fine.z.len();
         let e: Vec<f64> = (0..m).map(|i| (f[i] - fine.hi[i]).max(fine.lo[i] - f[i])).collect();
         let top = e.iter().copied().fold(0.0, f64::max);

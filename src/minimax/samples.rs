@@ -1,9 +1,11 @@
 //! Where the target is sampled: uniformly, densely where it bends, clustered at knots, geometrically towards infinity.
 
+use std::borrow::Cow;
 use std::collections::BinaryHeap;
 
 use super::Problem;
 use super::model::Points;
+use super::starts::bands;
 
 /// The target on a set of points.
 pub(super) struct Samples {
@@ -28,15 +30,25 @@ impl Samples {
         let width = b - a;
         let mut z: Vec<f64> = (0..=size / 2).map(|i| a + width * i as f64 / (size / 2) as f64).collect();
         let knots: Vec<f64> = problem.knots.iter().copied().filter(|k| *k > a && *k < b).collect();
-        let near = (if knots.len() > 16 { 4 } else { 14 }).min(1 + size / (8 * knots.len().max(1)));
-        let unit = (width / 16.0).min(16.0 / problem.max_weight.abs().max(1e-9));
+        // Neurons of every slope bend at knots, so distances from them go in geometric steps, down to the steepest ones' knee.
+        let far = width / 16.0;
+        let least = (0.02 / problem.max_weight.abs().max(1e-9)).clamp(1e-9 * width, far);
+        let octaves = (far / least).log2();
+        let near = (octaves * (size as f64 / 64.0).min(8.0)).min(size as f64 / knots.len().max(1) as f64);
+        let ratio = (-octaves / near * std::f64::consts::LN_2).exp();
         for &k in &knots {
             z.push(k);
             z.extend([k - 1e-9 * width, k + 1e-9 * width]);
-            for i in 0..near {
-                let d = unit * 0.6f64.powi(i as i32);
+            for i in 0..near as usize {
+                let d = far * ratio.powi(i as i32);
                 z.extend([k - d, k + d]);
             }
+        }
+        // Within a band a fit may do anything that its slopes allow.
+        let bands = bands(problem);
+        for &(l, r) in bands.iter().filter(|_| bands.len() <= 16) {
+            let count = (size / 10).max(24);
+            z.extend((1..count).map(|i| l + (r - l) * i as f64 / count as f64));
         }
         z.retain(|v| (a..=b).contains(v));
         z.sort_by(f64::total_cmp);
@@ -117,9 +129,52 @@ impl Samples {
     }
 }
 
+impl Samples {
+    /// The points, and more of them about the knees of steep neurons (weight, bias) that bend between two of them.
+    pub fn beside(&self, problem: &Problem, neurons: impl Iterator<Item = (f64, f64)>) -> Cow<'_, Points> {
+        /// Units of u = wz + b between points that leave nothing unseen.
+        const SEEN: f64 = 0.5;
+        const AROUND: [f64; 15] = [-8.0, -5.0, -3.0, -2.0, -1.3, -0.8, -0.4, 0.0, 0.4, 0.8, 1.3, 2.0, 3.0, 5.0, 8.0];
+        let z = &self.points.z;
+        let mut more: Vec<f64> = Vec::new();
+        for (w, b) in neurons {
+            let knee = -b / w;
+            let k = z.partition_point(|z| *z < knee);
+            let gap = if k == 0 || k == z.len() { 0.0 } else { z[k] - z[k - 1] };
+            if gap * w.abs() > SEEN {
+                more.extend(AROUND.map(|u| (u - b) / w).into_iter().filter(|z| self.core.0 < *z && *z < self.core.1));
+            }
+        }
+        if more.is_empty() {
+            return Cow::Borrowed(&self.points);
+        }
+        more.sort_by(f64::total_cmp);
+        let old = &self.points;
+        let mut all = Points::default();
+        let (mut i, mut more) = (0, more.into_iter().peekable());
+        while i < z.len() || more.peek().is_some() {
+            match more.peek() {
+                Some(new) if i == z.len() || *new < z[i] => {
+                    let (lo, hi) = (problem.target)(*new);
+                    all.push(*new, lo, hi, 1.0);
+                    more.next();
+                }
+                _ => {
+                    all.push(z[i], old.lo[i], old.hi[i], old.weight[i]);
+                    i += 1;
+                }
+            }
+        }
+        Cow::Owned(all)
+    }
+}
+
 impl Points {
-    pub fn copy(&self) -> Points {
-        Points { z: self.z.clone(), lo: self.lo.clone(), hi: self.hi.clone(), weight: self.weight.clone() }
+    fn push(&mut self, z: f64, lo: f64, hi: f64, weight: f64) {
+        self.z.push(z);
+        self.lo.push(lo);
+        self.hi.push(hi);
+        self.weight.push(weight);
     }
 }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::model::{Model, Points, Stack};
 use super::samples::Samples;
 use super::sigma::Source;
+use super::starts::bands;
 use super::varpro::Ties;
 use super::{Problem, Random};
 
@@ -17,6 +18,35 @@ struct Atom {
     w: f64,
     b: f64,
     values: Vec<f64>,
+}
+
+/// Where the target is not smooth, and the slopes that serve there.
+struct Knot {
+    at: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Knot {
+    /// Those inside of the core. At a kink everything scales: the steeper the better. A band around a jump is as wide as it is:
+    /// slopes that cross it in a few units of u = wz, up to those whose tails are over within it.
+    fn all(model: &Model) -> Vec<Knot> {
+        /// e^−48 is 1e−21.
+        const CROSSED: [f64; 2] = [2.0, 96.0];
+        let problem = model.problem;
+        let knots = problem.knots.iter().copied().filter(|k| *k > model.core.0 && *k < model.core.1);
+        let bands = bands(problem);
+        let slopes = |k: f64| match bands.iter().find(|(a, b)| (*a..=*b).contains(&k)) {
+            Some((a, b)) => CROSSED.map(|c| (c / (b - a)).clamp(model.min_weight, model.max_weight)),
+            None => [(0.1 * model.max_weight).max(model.min_weight), model.max_weight],
+        };
+        knots
+            .map(|at| {
+                let [least, most] = slopes(at);
+                Knot { at, least, most }
+            })
+            .collect()
+    }
 }
 
 /// Levels of the search: the elites of each number of neurons are the starts of the next.
@@ -29,6 +59,8 @@ pub(super) struct Search<'a> {
     levels: Vec<Vec<(Stack, f64)>>,
     /// where the target bends, as often as it bends
     bends: Vec<f64>,
+    /// where it is not smooth, inside of the core
+    knots: Vec<Knot>,
     /// symmetries of the target about the middle: mirrored neurons (w, b), (s·w, −s·b) for these s
     mirrors: Vec<f64>,
 }
@@ -47,13 +79,15 @@ struct Effort {
 }
 
 impl Effort {
-    /// `passing`: only a step towards more neurons.
-    fn of(n: usize, passing: bool) -> Self {
+    /// `passing`: only a step towards more neurons; `mirrored`: the target is symmetric, and symmetric stacks are the ones that
+    /// come closest.
+    fn of(n: usize, passing: bool, mirrored: bool) -> Self {
         match n {
             _ if passing => Effort { extensions: 4, random: 6, pairs: 4, kept: 5, trades: 0, traders: 0 },
             0..=4 => Effort { extensions: 6, random: 96, pairs: 80, kept: 30, trades: 4, traders: 5 },
             5 => Effort { extensions: 6, random: 80, pairs: 64, kept: 30, trades: 3, traders: 4 },
-            6..=8 => Effort { extensions: 5, random: 48, pairs: 56, kept: 9, trades: 2, traders: 1 },
+            6..=8 if mirrored => Effort { extensions: 5, random: 8, pairs: 150, kept: 9, trades: 2, traders: 1 },
+            6..=8 => Effort { extensions: 5, random: 120, pairs: 0, kept: 9, trades: 2, traders: 1 },
             _ => Effort { extensions: 4, random: 8, pairs: 12, kept: 6, trades: 1, traders: 1 },
         }
     }
@@ -69,7 +103,8 @@ impl<'a> Search<'a> {
         let model = Model::new(problem, source, fine);
         let coarse = coarse(problem, 1)?;
         let (bends, mirrors) = (bends(&coarse), mirrors(&model, problem));
-        let mut search = Search { model, coarse, fine, atoms: Vec::new(), levels: Vec::new(), bends, mirrors };
+        let knots = Knot::all(&model);
+        let mut search = Search { model, coarse, fine, atoms: Vec::new(), levels: Vec::new(), bends, knots, mirrors };
         search.atoms = search.dictionary();
         let mut empty = Stack::default();
         if search.model.constant {
@@ -109,12 +144,15 @@ impl<'a> Search<'a> {
             }
             w = (w * 1.7).min(top);
         }
-        for &knot in m.problem.knots.iter().take(24) {
-            for s in [1.0, 0.6, 0.3] {
-                pairs.push((m.max_weight * s, knot));
-                for d in [0.5, 1.0, 2.0] {
-                    pairs.push((m.max_weight * s, knot + d / m.max_weight));
-                    pairs.push((m.max_weight * s, knot - d / m.max_weight));
+        for knot in self.knots.iter().take(24) {
+            let mut w = knot.most;
+            for _ in 0..12 {
+                for d in [0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 4.0, -4.0] {
+                    pairs.push((w, knot.at + d / w));
+                }
+                w *= 0.6;
+                if w < knot.least {
+                    break;
                 }
             }
         }
@@ -229,7 +267,7 @@ impl<'a> Search<'a> {
             self.coarse = points;
             self.atoms = self.dictionary();
         }
-        let effort = Effort::of(n, passing).times(self.model.problem.effort);
+        let effort = Effort::of(n, passing, !self.mirrors.is_empty()).times(self.model.problem.effort);
         let mut starts: Vec<(Stack, Ties)> = extra.into_iter().map(|s| (s, Ties::free(n))).collect();
         let best = &self.levels[n - 1];
         let grown: Vec<Vec<Stack>> = best
@@ -241,7 +279,7 @@ impl<'a> Search<'a> {
         let mut random = Random::new(0x6e65_812a + n as u64);
         if n > 1 {
             for _ in 0..effort.random {
-                let units: Vec<_> = (0..n).map(|_| self.scattered(&mut random)).collect();
+                let units = self.scattered(n, &mut random);
                 let ties = Ties::free(n);
                 starts.push((ties.stack(&units), ties));
             }
@@ -250,11 +288,10 @@ impl<'a> Search<'a> {
                 let single = n % 2 + if k % 2 == 0 { 0 } else { 2 * (k / 2 % (n / 2) + 1) };
                 let ties = Ties::mirrored(n, single, self.model.middle(), sign);
                 {
-                    let units: Vec<_> = (0..ties.units())
-                        .map(|_| {
-                            let (w, b) = self.scattered(&mut random);
-                            (w, b + w * self.model.middle())
-                        })
+                    let units: Vec<_> = self
+                        .scattered(ties.units(), &mut random)
+                        .into_iter()
+                        .map(|(w, b)| (w, b + w * self.model.middle()))
                         .collect();
                     starts.push((ties.stack(&units), ties.clone()));
                 }
@@ -283,7 +320,7 @@ impl<'a> Search<'a> {
             for (s, _) in level.iter().take(effort.traders) {
                 for i in (0..n).chain(0..n) {
                     let mut t = s.clone();
-                    (t.w[i], t.b[i]) = self.scattered(&mut random);
+                    (t.w[i], t.b[i]) = self.scattered(1, &mut random)[0];
                     traded.push((t, Ties::free(n)));
                 }
             }
@@ -339,22 +376,39 @@ impl<'a> Search<'a> {
         self.grow(extra, false)
     }
 
-    /// A random neuron: slopes in geometric steps, knees mostly where the target bends.
-    fn scattered(&self, random: &mut Random) -> (f64, f64) {
+    /// Random neurons: slopes in geometric steps, knees mostly where the target bends; where it has knots, every other time
+    /// about them, with slopes that are alike.
+    fn scattered(&self, count: usize, random: &mut Random) -> Vec<(f64, f64)> {
         let m = &self.model;
         let width = m.width();
         let least = (2.0 / width).max(m.min_weight).min(m.max_weight);
         let most = m.max_weight.min(64.0 / width).max(least);
-        // Where a limit binds, it binds many neurons.
-        let bound = most == m.max_weight && random.unit() < 0.3;
-        let w = if bound { most } else { least * (most / least).powf(random.unit()) };
-        let knee = if random.unit() < 0.3 {
-            m.core.0 + width * (1.2 * random.unit() - 0.1)
-        } else {
-            self.bends[random.below(self.bends.len())] + (random.unit() - 0.5) * 4.0 / w
+        let geometric = |lo: f64, hi: f64, random: &mut Random| lo * (hi / lo).powf(random.unit());
+        // Knots of one kind go together.
+        let steep = (!self.knots.is_empty() && random.unit() < 0.5).then(|| {
+            let knot = &self.knots[random.below(self.knots.len())];
+            geometric(knot.least, knot.most, random)
+        });
+        let mut neuron = || {
+            // Where a limit binds, it binds many neurons.
+            let bound = most == m.max_weight && random.unit() < 0.3;
+            let local = steep.filter(|_| random.unit() < 0.8);
+            let w = match local {
+                Some(w) => geometric(0.5 * w, 2.0 * w, random).clamp(m.min_weight, m.max_weight),
+                None if bound => most,
+                None => geometric(least, most, random),
+            };
+            let knee = if local.is_some() {
+                self.knots[random.below(self.knots.len())].at + (random.unit() - 0.5) * 6.0 / w
+            } else if random.unit() < 0.3 {
+                m.core.0 + width * (1.2 * random.unit() - 0.1)
+            } else {
+                self.bends[random.below(self.bends.len())] + (random.unit() - 0.5) * 4.0 / w
+            };
+            let w = if random.unit() < 0.5 { w } else { -w };
+            (w, -w * knee)
         };
-        let w = if random.unit() < 0.5 { w } else { -w };
-        (w, -w * knee)
+        (0..count).map(|_| neuron()).collect()
     }
 
     /// Least squares from every start, then sequential linear programming for the `keep` best.
@@ -377,15 +431,19 @@ impl<'a> Search<'a> {
         let fitted = tried.into_iter().map(|(s, _, e)| (s, e)).collect();
         let polished: Vec<(Stack, f64)> = distinct(model, coarse, fitted, keep)
             .into_par_iter()
-            .map(|(s, _)| model.descend(s, &mut coarse.copy(), None, 14, 3e-3))
+            .map(|(s, _)| model.descend(s, &mut coarse.clone(), None, 14, 3e-3))
             .collect();
         distinct(model, coarse, polished, ELITES)
     }
 
-    /// The best stack of the last level, polished on the fine samples, and its error there.
-    pub fn finish(&mut self) -> Option<(Stack, f64)> {
-        let level = self.levels.last()?;
-        let n = self.levels.len() - 1;
+    /// The least error of n neurons on the coarse samples.
+    pub fn coarse_error(&self, n: usize) -> f64 {
+        self.levels.get(n).and_then(|l| l.first()).map_or(f64::INFINITY, |l| l.1)
+    }
+
+    /// The best stack of n neurons, polished on the fine samples, and its error there.
+    pub fn finish(&mut self, n: usize) -> Option<(Stack, f64)> {
+        let level = self.levels.get(n)?;
         let model = &mut self.model;
         if n == 0 {
             let mut stack = level[0].0.clone();
@@ -393,7 +451,7 @@ impl<'a> Search<'a> {
             return model.close(&mut stack).then_some((stack, e));
         }
         let polish = |model: &Model, s: &Stack, steps: usize| {
-            let (mut s, _) = model.descend(s.clone(), &mut self.coarse.copy(), Some(self.fine), steps, 2e-6);
+            let (mut s, _) = model.descend(s.clone(), &mut self.coarse.clone(), Some(self.fine), steps, 2e-6);
             if model.close(&mut s) { model.polish(s, self.fine, 30) } else { (s, f64::INFINITY) }
         };
         let mut done: Vec<_> = level.par_iter().take(3).map(|(s, _)| polish(model, s, 60)).collect();
@@ -411,10 +469,9 @@ impl<'a> Search<'a> {
         }
         // The polished one leads the level that the next one grows from.
         let e = self.model.error(&best.0, &self.coarse, &mut Vec::new());
-        if let Some(level) = self.levels.last_mut() {
-            level.insert(0, (best.0.clone(), e));
-            level.truncate(ELITES);
-        }
+        let level = &mut self.levels[n];
+        level.insert(0, (best.0.clone(), e));
+        level.truncate(ELITES);
         Some(best)
     }
 }

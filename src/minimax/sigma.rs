@@ -59,6 +59,16 @@ impl Source {
         Source { kind, tails, homogeneous }
     }
 
+    /// Where σ has its least value on the left, as u ≥ 0 with σ(−u) least; 0 where it rises throughout.
+    pub fn least(&self) -> f64 {
+        let (mut a, mut b) = (-8.0, 0.0);
+        for _ in 0..60 {
+            let m = 0.5 * (a + b);
+            if self.at(m).1 < 0.0 { a = m } else { b = m }
+        }
+        if a == -8.0 { 0.0 } else { -b }
+    }
+
     pub fn at(&self, t: f64) -> (f64, f64) {
         match &self.kind {
             Kind::Table { rate, coefficients } => {

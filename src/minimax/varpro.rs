@@ -81,6 +81,14 @@ struct Projected {
     outer: Vec<f64>,
     residual: Vec<f64>,
     cost: f64,
+    rows: Rows,
+}
+
+/// What least squares asks of the rows: y, and the square root of a row's weight.
+#[derive(Clone, PartialEq)]
+struct Rows {
+    target: Vec<f64>,
+    weight: Vec<f64>,
 }
 
 struct Problem<'a> {
@@ -90,8 +98,8 @@ struct Problem<'a> {
     /// square roots of the rows' weights
     weight: Vec<f64>,
     ridge: f64,
-    /// y without weights
-    target: Vec<f64>,
+    /// does some row leave room between its bounds
+    banded: bool,
 }
 
 impl Problem<'_> {
@@ -103,13 +111,13 @@ impl Problem<'_> {
         self.points.z.len() + self.model.infinite.len()
     }
 
-    fn columns(&self, stack: &Stack, jets: &[Vec<(f64, f64)>]) -> Vec<Vec<f64>> {
+    fn columns(&self, stack: &Stack, jets: &[Vec<(f64, f64)>], weight: &[f64]) -> Vec<Vec<f64>> {
         let (m, n, k) = (self.rows(), stack.w.len(), self.linear());
         let mut columns = Vec::with_capacity(n * k + 1);
         for i in 0..n {
             let (w, b) = (stack.w[i], stack.b[i]);
             let mut column = vec![0.0; m + n * k];
-            for ((c, jet), s) in column.iter_mut().zip(&jets[i]).zip(&self.weight) {
+            for ((c, jet), s) in column.iter_mut().zip(&jets[i]).zip(weight) {
                 *c = s * jet.0 / w;
             }
             let up = (k == 2).then(|| {
@@ -118,32 +126,88 @@ impl Problem<'_> {
                 up[m + i * k + 1] = self.ridge * self.model.width() / w;
                 up
             });
-            self.at_infinity(&mut column, |side, degree| self.model.at_infinity((w, b, 1.0), side, degree).1);
+            self.at_infinity(&mut column, weight, |side, degree| self.model.at_infinity((w, b, 1.0), side, degree).1);
             column[m + i * k] = self.ridge / w;
             columns.push(column);
             columns.extend(up);
         }
         if self.model.constant {
             let mut column = vec![0.0; m + n * k];
-            column[..self.points.z.len()].copy_from_slice(&self.weight[..self.points.z.len()]);
-            self.at_infinity(&mut column, |_, degree| if degree == 0 { 1.0 } else { 0.0 });
+            column[..self.points.z.len()].copy_from_slice(&weight[..self.points.z.len()]);
+            self.at_infinity(&mut column, weight, |_, degree| if degree == 0 { 1.0 } else { 0.0 });
             columns.push(column);
         }
         columns
     }
 
-    fn at_infinity(&self, column: &mut [f64], f: impl Fn(usize, usize) -> f64) {
+    fn at_infinity(&self, column: &mut [f64], weight: &[f64], f: impl Fn(usize, usize) -> f64) {
         let base = self.points.z.len();
         for (r, &(side, degree, _, _)) in self.model.infinite.iter().enumerate() {
-            column[base + r] = self.weight[base + r] * self.model.heavy(degree, HEAVY) * f(side, degree);
+            column[base + r] = weight[base + r] * self.model.heavy(degree, HEAVY) * f(side, degree);
         }
     }
 
-    /// Gram–Schmidt, twice, then the residual.
-    fn project(&self, stack: &Stack) -> Option<Projected> {
+    /// The best outer weights, from the rows that `before` saw off their bounds. The squared distance from the bounds is convex
+    /// and piecewise quadratic: Newton's method goes from one set of rows off their bounds to the next.
+    fn project(&self, stack: &Stack, before: Option<&Projected>) -> Option<Projected> {
+        /// How many sets of rows to try.
+        const SETS: usize = 6;
         let at = |(w, b): (&f64, &f64)| self.points.z.iter().map(|z| self.model.source.at(w * z + b)).collect();
         let jets: Vec<Vec<(f64, f64)>> = stack.w.iter().zip(&stack.b).map(at).collect();
-        let columns = self.columns(stack, &jets);
+        let bounds = |row| self.model.hull(self.points, row, HEAVY);
+        let middle = |row| 0.5 * (bounds(row).0 + bounds(row).1);
+        let first = before.map(|p| p.rows.clone());
+        let mut rows = first
+            .unwrap_or_else(|| Rows { target: (0..self.rows()).map(middle).collect(), weight: self.weight.clone() });
+        let mut best: Option<Projected> = None;
+        for _ in 0..SETS {
+            let mut next = self.factored(stack, &jets, &rows)?;
+            if !self.banded {
+                return Some(Projected { jets, ..next });
+            }
+            let values = self.values(stack, &jets, &next.outer);
+            let mut seen = rows.clone();
+            let mut cost: f64 = next.residual[self.rows()..].iter().map(|r| r * r).sum();
+            for (row, f) in values.iter().enumerate() {
+                let (lo, hi) = bounds(row);
+                let inside = lo < hi && lo <= *f && *f <= hi;
+                seen.target[row] = f.clamp(lo, hi);
+                seen.weight[row] = if inside { 0.0 } else { self.weight[row] };
+                cost += (self.weight[row] * (f - seen.target[row])).powi(2);
+            }
+            next.cost = cost;
+            let settled = seen == rows;
+            if best.as_ref().is_none_or(|b| cost < b.cost) {
+                best = Some(next);
+            }
+            if settled {
+                break;
+            }
+            rows = seen;
+        }
+        best.map(|b| Projected { jets, ..b })
+    }
+
+    /// f at the rows, as `Model::values` has it.
+    fn values(&self, stack: &Stack, jets: &[Vec<(f64, f64)>], outer: &[f64]) -> Vec<f64> {
+        let k = self.linear();
+        let constant = if self.model.constant { outer[stack.w.len() * k] } else { 0.0 };
+        let mut out = vec![constant; self.points.z.len()];
+        for (i, jet) in jets.iter().enumerate() {
+            let (p, q) = (outer[i * k] / stack.w[i], if k == 2 { outer[i * k + 1] / stack.w[i] } else { 0.0 });
+            out.iter_mut().zip(&self.points.z).zip(jet).for_each(|((f, z), (v, _))| *f += (p + q * z) * v);
+        }
+        for &(side, degree, _, _) in &self.model.infinite {
+            let of = |i: usize| self.model.at_infinity((stack.w[i], stack.b[i], outer[i * k]), side, degree).0;
+            let sum: f64 = (0..stack.w.len()).map(of).sum::<f64>() + if degree == 0 { constant } else { 0.0 };
+            out.push(sum * self.model.heavy(degree, HEAVY));
+        }
+        out
+    }
+
+    /// Gram–Schmidt, twice, then the residual.
+    fn factored(&self, stack: &Stack, jets: &[Vec<(f64, f64)>], rows: &Rows) -> Option<Projected> {
+        let columns = self.columns(stack, jets, &rows.weight);
         let count = columns.len();
         let mut r = vec![0.0; count * count];
         let mut q: Vec<Vec<f64>> = Vec::with_capacity(count);
@@ -163,7 +227,7 @@ impl Problem<'_> {
             c.iter_mut().for_each(|v| *v /= norm);
             q.push(c);
         }
-        let mut residual: Vec<f64> = self.target.iter().zip(&self.weight).map(|(y, s)| y * s).collect();
+        let mut residual: Vec<f64> = rows.target.iter().zip(&rows.weight).map(|(y, s)| y * s).collect();
         residual.resize(q.first().map_or(residual.len(), Vec::len), 0.0);
         let mut outer: Vec<f64> = Vec::with_capacity(count);
         for o in &q {
@@ -179,11 +243,12 @@ impl Problem<'_> {
         }
         let cost = dot(&residual, &residual);
         (cost.is_finite() && outer.iter().all(|v| v.is_finite())).then_some(Projected {
-            jets,
+            jets: Vec::new(),
             q,
             outer,
             residual,
             cost,
+            rows: rows.clone(),
         })
     }
 
@@ -200,7 +265,7 @@ impl Problem<'_> {
             let (a, up) = (p.outer[i * k] / w, if k == 2 { p.outer[i * k + 1] / w } else { 0.0 });
             let [dw, dk] = &mut out[2 * unit..2 * unit + 2] else { unreachable!("two for each unit") };
             let size = units[unit].0;
-            let rows = self.points.z.iter().zip(&self.weight).zip(&p.jets[i]).zip(dw.iter_mut().zip(dk.iter_mut()));
+            let rows = self.points.z.iter().zip(&p.rows.weight).zip(&p.jets[i]).zip(dw.iter_mut().zip(dk.iter_mut()));
             for (((z, weight), (v, d)), (dw, dk)) in rows {
                 let amplitude = weight * (a + up * z);
                 *dw += size * amplitude * (d * (s * (z - c0) - t * knee) - v * s / w);
@@ -209,7 +274,7 @@ impl Problem<'_> {
             for (r, &(side, degree, _, _)) in self.model.infinite.iter().enumerate() {
                 let j = self.points.z.len() + r;
                 let (_, _, to_w, to_b) = self.model.at_infinity((w, b, p.outer[i * k]), side, degree);
-                let weight = self.weight[j] * self.model.heavy(degree, HEAVY);
+                let weight = p.rows.weight[j] * self.model.heavy(degree, HEAVY);
                 dw[j] += size * weight * (to_w * s - to_b * (t * knee + s * c0));
                 dk[j] += weight * to_b * t;
             }
@@ -222,15 +287,6 @@ impl Problem<'_> {
             }
         }
         (out, knees)
-    }
-
-    /// y inside the hull, nearest to the fit.
-    fn retarget(&mut self, stack: &Stack, scratch: &mut Vec<f64>) {
-        self.model.values(stack, self.points, HEAVY, scratch);
-        for (row, (y, f)) in self.target.iter_mut().zip(scratch.iter()).enumerate() {
-            let (lo, hi) = self.model.hull(self.points, row, HEAVY);
-            *y = f.clamp(lo, hi);
-        }
     }
 }
 
@@ -254,15 +310,11 @@ fn subtract(a: &mut [f64], d: f64, b: &[f64]) {
 impl Model<'_> {
     /// Least squares from the start's inner weights, at most `steps`, then `rounds` of reweighting towards the sup norm.
     pub fn least_squares(&self, start: &Stack, ties: &Ties, points: &Points, (steps, rounds): (usize, usize)) -> Stack {
-        let rows = points.z.len() + self.infinite.len();
-        let weight = points.weight.iter().copied().chain(self.infinite.iter().map(|_| 1.0)).map(f64::sqrt).collect();
-        let mid = |row| {
-            let (lo, hi) = self.hull(points, row, HEAVY);
-            0.5 * (lo + hi)
-        };
+        let weight: Vec<f64> =
+            points.weight.iter().copied().chain(self.infinite.iter().map(|_| 1.0)).map(f64::sqrt).collect();
+        let banded = (0..points.z.len()).any(|j| points.lo[j] < points.hi[j]);
         let ridge = RIDGE * self.scale * (points.z.len() as f64).sqrt();
-        let target = (0..rows).map(mid).collect();
-        let mut problem = Problem { model: self, points, ties, weight, ridge, target };
+        let mut problem = Problem { model: self, points, ties, weight, ridge, banded };
         let mut units = ties.units_of(start);
         let mut best = (start.clone(), f64::INFINITY);
         for round in 0..=rounds {
@@ -293,25 +345,19 @@ impl Problem<'_> {
     /// Levenberg–Marquardt in ln w and κ; the stack with its outer weights, and the weighted residual.
     fn minimise(&mut self, units: &mut Vec<(f64, f64)>, steps: usize) -> Option<(Stack, Vec<f64>)> {
         let model = self.model;
-        let banded = (0..self.points.z.len()).any(|j| self.points.lo[j] < self.points.hi[j]);
-        let mut scratch = Vec::new();
         units.iter_mut().for_each(|u| *u = self.kept(*u));
-        let mut current = self.project(&self.ties.stack(units))?;
+        let mut current = self.project(&self.ties.stack(units), None)?;
         let cols = 2 * units.len();
         let (mut lambda, mut slow, mut raised) = (1e-2, 0, 0);
         let mut taken = 0;
         while taken < steps {
             taken += 1;
             let stack = self.with_outer(units, &current);
-            if banded {
-                self.retarget(&stack, &mut scratch);
-                current = self.project(&stack)?;
-            }
             // A limit on the outer weights that is overstepped asks for heavier rows.
             if raised < 6 && !model.within_limits(&stack) {
                 self.ridge *= 12.0;
                 raised += 1;
-                current = self.project(&stack)?;
+                current = self.project(&stack, Some(&current))?;
             }
             let (v, knees) = self.derivatives(&stack, units, &current);
             let gradient: Vec<f64> = v.iter().map(|c| -dot(c, &current.residual)).collect();
@@ -339,14 +385,15 @@ impl Problem<'_> {
                         self.kept((moved, kappa + step[2 * u + 1].clamp(-reach, reach) - moved * tau))
                     })
                     .collect();
-                let Some(next) = self.project(&self.ties.stack(&trial)) else {
+                let Some(next) = self.project(&self.ties.stack(&trial), Some(&current)) else {
                     lambda *= 10.0;
                     continue;
                 };
                 if next.cost < current.cost {
                     gain = 1.0 - next.cost / current.cost;
                     (*units, current) = (trial, next);
-                    lambda = (lambda * if tries == 0 && lambda < 1e-4 && !banded { 0.02 } else { 0.15 }).max(1e-24);
+                    lambda =
+                        (lambda * if tries == 0 && lambda < 1e-4 && !self.banded { 0.02 } else { 0.15 }).max(1e-24);
                     break;
                 }
                 lambda *= 8.0;
@@ -355,11 +402,12 @@ impl Problem<'_> {
             if gain == 0.0 || slow >= 3 {
                 // Rows that hold outer weights down for nothing give way; inside of a band what is left says nothing.
                 let held: f64 = current.residual[self.rows()..].iter().map(|r| r * r).sum();
-                if banded || raised > 0 || !(held > HELD * current.cost) || self.ridge < LEAST_RIDGE * model.scale {
+                if self.banded || raised > 0 || !(held > HELD * current.cost) || self.ridge < LEAST_RIDGE * model.scale
+                {
                     break;
                 }
                 self.ridge *= LIGHTER;
-                current = self.project(&self.ties.stack(units))?;
+                current = self.project(&self.ties.stack(units), Some(&current))?;
                 (lambda, slow) = (1e-4, 0);
             }
         }

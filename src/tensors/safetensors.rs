@@ -1,6 +1,8 @@
 //! The header of a safetensors file: <https://github.com/huggingface/safetensors>, section Format.
 
-use safetensors::tensor::Metadata;
+use std::collections::HashMap;
+
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{Entry, quoted, row_major};
 use crate::error::{Error, Result};
@@ -11,6 +13,29 @@ const LENGTH_BYTES: usize = 8;
 
 /// The largest header that is parsed, the format's own limit.
 const MAX_HEADER_BYTES: usize = 100_000_000;
+
+/// What a file begins with that holds tensors in this order and one entry of metadata: length, header, and spaces up to a multiple
+/// of 8. (The library keeps metadata in a hash map, whose order would differ from run to run.)
+pub(crate) fn head(
+    tensors: impl IntoIterator<Item = (String, Format, Vec<usize>)>,
+    about: [&str; 2],
+) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let info = |(name, format, shape): (String, Format, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * format.bytes();
+        (name, TensorInfo { dtype: format.dtype(), shape, data_offsets: (start, end) })
+    };
+    let infos = tensors.into_iter().map(info).collect();
+    let about = HashMap::from([about.map(String::from).into()]);
+    let malformed = |e: &dyn std::fmt::Display| Error::input(format!("safetensors header: {e}"));
+    let metadata = Metadata::new(Some(about), infos).map_err(|e| malformed(&e))?;
+    let mut text = serde_json::to_vec(&metadata).map_err(|e| malformed(&e))?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut text);
+    Ok(bytes)
+}
 
 /// The tensors, in the order of their data.
 pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {

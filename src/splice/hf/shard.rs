@@ -1,18 +1,16 @@
 //! Tensors on their way from file to file: row by row, never whole.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use nalgebra::DMatrix;
-use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::files::Hashing;
 use crate::format::Format;
-use crate::tensors::TensorFile;
+use crate::tensors::{TensorFile, safetensors};
 
 /// Bytes that are in memory at once, but for a single row that is longer.
 const BUFFER: usize = 1 << 20;
@@ -122,7 +120,9 @@ pub(super) fn write<'s>(
     let failed = |e| Error::io(format!("cannot write {}", path.display()), e);
     let file = File::create_new(path).map_err(failed)?;
     let mut out = Hashing::new(BufWriter::with_capacity(BUFFER, file));
-    out.write_all(&header(entries, format)?).map_err(failed)?;
+    // Transformers insists on this entry.
+    let tensors = entries.iter().map(|e| (e.name.clone(), format, e.shape.clone()));
+    out.write_all(&safetensors::head(tensors, ["format", "pt"])?).map_err(failed)?;
     for entry in entries {
         let before = out.written();
         write_entry(&mut out, entry, format, find, &failed)?;
@@ -131,25 +131,6 @@ pub(super) fn write<'s>(
     let (inner, hash) = out.finish();
     inner.into_inner().map_err(|e| failed(e.into_error()))?;
     Ok(hash)
-}
-
-/// Length, header, and spaces up to a multiple of 8.
-fn header(entries: &[Entry<'_>], format: Format) -> Result<Vec<u8>> {
-    let mut end = 0;
-    let infos = entries.iter().map(|e| {
-        let start = end;
-        end += e.shape.iter().product::<usize>() * format.bytes();
-        (e.name.clone(), TensorInfo { dtype: format.dtype(), shape: e.shape.clone(), data_offsets: (start, end) })
-    });
-    let infos = infos.collect();
-    // Transformers insists on this entry.
-    let about = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(about), infos).map_err(|e| Error::input(format!("safetensors header: {e}")))?;
-    let mut text = serde_json::to_vec(&metadata).map_err(|e| Error::input(format!("safetensors header: {e}")))?;
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.append(&mut text);
-    Ok(bytes)
 }
 
 fn write_entry<'s>(
