@@ -95,6 +95,8 @@ pub struct Calibration {
 pub struct Entry {
     /// what the entry is called
     pub label: String,
+    /// what z, z_1, … and v are, in words; empty for a whole SAE
+    pub letters: String,
     /// its pre-activations
     pub rows: Vec<Row>,
     /// what its range should be
@@ -138,6 +140,7 @@ pub struct Switch {
 /// What is measured for one entry.
 struct Probe {
     label: String,
+    letters: String,
     names: Vec<String>,
     rows: Vec<PreActivation>,
     responses: Vec<Response>,
@@ -276,6 +279,7 @@ fn measure(
         next += probe.rows.len();
         entries.push(Entry {
             label: probe.label.clone(),
+            letters: probe.letters.clone(),
             range: range(&rows, probe, settings.margin),
             rows,
             outside: 0,
@@ -467,7 +471,7 @@ fn probes(spec: &Spec, sae: Option<&Sae>) -> Result<Vec<Probe>> {
     let mut out = Vec::with_capacity(wide.interventions.len());
     for i in &wide.interventions {
         let one = Spec { interventions: vec![i.clone()], ..wide.clone() };
-        let Target { mut responses } = intervention::target(&one, sae)?;
+        let (Target { mut responses }, legend) = intervention::described(&one, sae)?;
         let band = wide.band_of(i);
         let whole = i.subject == Subject::Sae;
         // A reconstruction reads every feature; the coordinates that it erases are bounded by the norm.
@@ -484,7 +488,9 @@ fn probes(spec: &Spec, sae: Option<&Sae>) -> Result<Vec<Probe>> {
             rows.extend(r.pre_activations.iter().cloned());
         }
         let responses = if whole { all } else { responses };
-        out.push(Probe { label: i.label(), names, rows, responses, switches });
+        let letters = legend.first().and_then(|l| l.strip_prefix(&format!("{}: ", i.label()))).filter(|_| !whole);
+        let letters = letters.unwrap_or_default().to_string();
+        out.push(Probe { label: i.label(), letters, names, rows, responses, switches });
     }
     Ok(out)
 }

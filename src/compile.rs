@@ -24,7 +24,7 @@ pub use crate::derive::PreActivation;
 use crate::derive::{BlockProof, Reading, ResponseClaim, ResponseProof, Total, derive, total};
 use crate::error::{At, Error, Result};
 use crate::expr::Expr;
-use crate::files::{WholeFile, write_failed, write_whole};
+use crate::files::{WholeFile, persist_together, staged, write_failed};
 use crate::format::Format;
 use crate::gated::GateFigures;
 use crate::host::Insertion;
@@ -302,7 +302,9 @@ pub fn draft(target: &Target, options: &Options, progress: &(dyn Fn(usize, usize
             Ok(draft) if !two_layers::wanted(target) => Ok(draft),
             Ok(mut draft) => {
                 let single = draft.judge()?;
-                if single.met && options.arithmetic.is_empty() {
+                // In 16 bits what rounding does to rows, which no tolerance judges, may be more than what it allows.
+                let rounded = options.format.bytes() == 2 && !(single.bound <= draft.allowed());
+                if single.met && options.arithmetic.is_empty() && !rounded {
                     return Ok(draft);
                 }
                 let Ok(mut other) = two() else { return Ok(draft) };
@@ -402,6 +404,13 @@ impl Draft {
                 Ok(Judged { met: met(p.free.iter().chain(&p.carried), &p.gated), bound })
             }
         }
+    }
+
+    /// What the tolerances come to in the stream: Σ tolerance·‖v‖ over what is written by one layer.
+    fn allowed(&self) -> f64 {
+        let Lowered::One(layer) = &self.lowered else { return f64::INFINITY };
+        let of = |c: &ResponseClaim| c.tolerance.map_or(f64::INFINITY, |t| t * DVector::from_column_slice(&c.v).norm());
+        layer.claims.iter().map(of).sum()
     }
 
     /// How many layers it takes.
@@ -553,25 +562,26 @@ impl Compiled {
     }
 
     /// Writes `block.safetensors` (of two layers, `first_block.safetensors` too) and `certificate.json` into a directory,
-    /// which is made if it is not there. Each file is written beside its place and then renamed.
+    /// which is made if it is not there. The files are written beside their places, and then renamed, once all of them are.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot make {}", dir.display()), e))?;
-        let whole = |block: &Block, place: &Path| {
+        let block = |block: &Block, place: &Path| {
             let (mut file, failed) = (WholeFile::new(place)?, write_failed(place));
             block.write(file.file(), failed)?;
-            file.persist()
+            Ok::<_, Error>(file)
         };
-        whole(&self.block, &dir.join(BLOCK_FILE))?;
         let first = dir.join(FIRST_BLOCK_FILE);
-        match &self.first {
-            Some(block) => whole(block, &first)?,
-            // What an earlier run left must not be taken for a part of this one.
-            None if first.exists() => {
-                std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
-            }
-            None => {}
+        let mut files = vec![block(&self.block, &dir.join(BLOCK_FILE))?];
+        if let Some(before) = &self.first {
+            files.push(block(before, &first)?);
         }
-        write_whole(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())
+        files.push(staged(&dir.join(CERTIFICATE_FILE), self.certificate.to_json().as_bytes())?);
+        persist_together(files)?;
+        // What an earlier run left must not be taken for a part of this one.
+        if self.first.is_none() && first.exists() {
+            std::fs::remove_file(&first).map_err(|e| Error::io(format!("cannot remove {}", first.display()), e))?;
+        }
+        Ok(())
     }
 }
 

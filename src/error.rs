@@ -149,12 +149,12 @@ impl<T> At<T> for Result<T> {
     }
 }
 
-/// The known name nearest to `name`, if one is near enough to be what was meant.
+/// The known name nearest to `name`, the first of several, if one is near enough to be what was meant.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(&name.to_lowercase(), k), k))
-        .min()
+        .min_by_key(|(distance, _)| *distance)
         .filter(|(distance, k)| *distance <= (k.len() / 2).max(2))
         .map(|(_, k)| k)
 }
@@ -173,6 +173,7 @@ mod tests {
     #[test]
     fn nearest_name() {
         assert_eq!(nearest("gleu", ["relu", "gelu", "silu"]), Some("gelu"));
+        assert_eq!(nearest("slu", ["silu", "elu"]), Some("silu"));
         assert_eq!(nearest("quux_activation", ["relu", "gelu"]), None);
     }
 }

@@ -1,5 +1,8 @@
 //! How each response is realised, neuron by neuron, in words.
 
+mod bounds;
+mod warnings;
+
 use std::fmt::Write;
 
 use crate::activation::Activation;
@@ -7,11 +10,13 @@ use crate::certificate::{CertificateFile, NeuronFile, ResponseFile, TermFile};
 use crate::certify::{Figures, Status};
 use crate::compile::Compiled;
 use crate::deployed::{Deployed, DeployedResponse};
-use crate::derive::Rounding;
 use crate::format::Format;
-use crate::gated::GateFigures;
+use crate::number::Number;
 use crate::solve::{Method, Solution};
 use crate::stack::Neuron;
+
+pub use bounds::{Row, band, bound, figures, gate_figures, response_figures, rows, scope, table};
+pub use warnings::{gate_limit, missed, warnings};
 
 /// The whole block.
 pub fn explain(compiled: &Compiled) -> String {
@@ -44,7 +49,7 @@ pub fn explain(compiled: &Compiled) -> String {
             let _ = writeln!(out, "  unit {}: {}", r.first_unit + k, formula(&n, &file.source));
             let _ = writeln!(out, "          {}", neuron(&n, &file.source));
         }
-        for line in figures(&r.certificate, r.rounding.as_ref()).into_iter().chain(evidence(s)) {
+        for line in response_figures(r).into_iter().chain(evidence(s)) {
             let _ = writeln!(out, "  {line}");
         }
         if let Some(limit) = limit(&r.certificate, s, file.format) {
@@ -53,8 +58,8 @@ pub fn explain(compiled: &Compiled) -> String {
         let _ = writeln!(out);
     }
     for t in file.gates.iter().flat_map(|g| &g.terms) {
-        let _ = writeln!(out, "{}", t.name);
-        let _ = writeln!(out, "  adds c·v with c = {} where {}", t.payload, conditions(t));
+        let _ = writeln!(out, "{}", part_name(file, t));
+        let _ = writeln!(out, "  adds c·v with c = {} where {}", payload(t), conditions(t));
         let guards: Vec<String> = t.guards.iter().map(|q| format!("h_{q}")).collect();
         let units = match t.units {
             1 => format!("unit {}", t.first_unit),
@@ -69,7 +74,7 @@ pub fn explain(compiled: &Compiled) -> String {
             short(t.open),
             if t.units > 1 { ", rows and columns in high and low parts" } else { "" }
         );
-        for line in gate_figures(&t.figures) {
+        for line in gate_figures(t) {
             let _ = writeln!(out, "  {line}");
         }
         if let Some(limit) = gate_limit(t, file.format) {
@@ -77,7 +82,7 @@ pub fn explain(compiled: &Compiled) -> String {
         }
         let _ = writeln!(out);
     }
-    for line in engines(file) {
+    for line in scope(file).into_iter().chain(engines(file)) {
         let _ = writeln!(out, "{line}");
     }
     for warning in warnings(compiled) {
@@ -91,7 +96,7 @@ pub fn engines(file: &CertificateFile) -> Vec<String> {
     if file.deployed.is_empty() {
         return Vec::new();
     }
-    let norm = file.norm.map_or("∞".into(), short);
+    let norm = file.norm.map_or("∞".into(), |n| n.to_string());
     let tokens = file
         .calibration
         .as_ref()
@@ -101,8 +106,8 @@ pub fn engines(file: &CertificateFile) -> Vec<String> {
         let quiet = d
             .total
             .quiet
-            .map_or(String::new(), |q| format!("; where nothing is asked for, ‖x_out − x‖ ≤ {}", short(q)));
-        format!("  {:<30} off the bands ‖error‖ ≤ {}{quiet}", d.arithmetic, short(d.total.outside))
+            .map_or(String::new(), |q| format!("; where nothing is asked for, ‖x_out − x‖ ≤ {}", bound(q)));
+        format!("  {:<30} off the bands ‖error‖ ≤ {}{quiet}", d.arithmetic, bound(d.total.outside))
     });
     std::iter::once(head).chain(lines).chain(limits(file)).collect()
 }
@@ -114,16 +119,16 @@ fn limits(file: &CertificateFile) -> Vec<String> {
         let pairs = file.responses.iter().zip(&d.responses).filter(|(r, _)| !r.carried);
         let line = |(r, f): (&ResponseFile, &DeployedResponse)| {
             let band = if r.certificate.delta > 0.0 {
-                format!(" ± {} (band)", short(r.certificate.delta))
+                format!(" ± {} (band)", bound(r.certificate.delta))
             } else {
                 String::new()
             };
             format!(
                 "    {:<28} z ± {} (rounded rows) ± {} (accumulation){band}, then ± {} (construction)",
                 r.name,
-                short(f.delta_rows),
-                short(f.delta_sums),
-                short(f.epsilon_outside)
+                bound(f.delta_rows),
+                bound(f.delta_sums),
+                bound(f.epsilon_outside)
             )
         };
         let lines: Vec<String> = pairs.map(line).collect();
@@ -133,46 +138,28 @@ fn limits(file: &CertificateFile) -> Vec<String> {
     worst.map_or(Vec::new(), split)
 }
 
+/// A term's name, with its number where its response has several.
+pub fn part_name(file: &CertificateFile, t: &TermFile) -> String {
+    let same: Vec<&TermFile> =
+        file.gates.iter().flat_map(|g| &g.terms).filter(|o| o.name == t.name && o.v == t.v).collect();
+    match same.iter().position(|o| std::ptr::eq(*o, t)) {
+        Some(k) if same.len() > 1 => format!("{} ({} of {})", t.name, k + 1, same.len()),
+        _ => t.name.clone(),
+    }
+}
+
+/// What a gated term adds where it counts.
+pub fn payload(t: &TermFile) -> String {
+    match t.payload.affine() {
+        Some(a) if a.coefficients.is_empty() => Number::from(a.constant).to_string(),
+        _ => t.payload.to_string(),
+    }
+}
+
 /// When a gated term counts.
 pub fn conditions(t: &TermFile) -> String {
     let all: Vec<String> = t.conditions.iter().map(|c| format!("{c} > 0")).collect();
     all.join(" and ")
-}
-
-/// What a compiled intervention does that nobody can have meant.
-pub fn warnings(compiled: &Compiled) -> Vec<String> {
-    let responses = compiled.certificate.responses.iter().filter(|r| !r.carried);
-    let idle = responses.filter(|r| r.neurons.is_empty() && r.constant == 0.0 && r.certificate.epsilon == 0.0);
-    let said = |r: &ResponseFile| {
-        let range = match r.domain.domain() {
-            Ok(d) if d.is_bounded() => format!("pre-activations from {} to {}", d.lo(), d.hi()),
-            _ => "any pre-activation".into(),
-        };
-        format!("{} never changes anything, for {range}: look at its value, its condition and its range", r.name)
-    };
-    idle.map(said).collect()
-}
-
-/// The figures of a gated term in words.
-pub fn gate_figures(f: &GateFigures) -> Vec<String> {
-    let bands: Vec<String> = f.bands.iter().map(|b| short(*b)).collect();
-    vec![
-        format!("certified: {:?}", f.status),
-        format!("  farther than {} from the conditions' boundaries: ‖error‖ ≤ {}", bands.join(", "), short(f.outside)),
-        format!("  nearer: the factor on the payload is between 0 and 1, give or take {}", short(f.overshoot)),
-    ]
-}
-
-/// What kept a gated term from its tolerance, if it missed it.
-pub fn gate_limit(t: &TermFile, format: Format) -> Option<String> {
-    let f = &t.figures;
-    let norm = t.v.values().ok()?.iter().map(|x| x * x).sum::<f64>().sqrt();
-    // What the factor's error does not explain is rounding.
-    let said = match 2.0 * f.factor * f.payload * norm < f.outside {
-        true => rounding(format),
-        false => "the gate: more of its guards' tails is left than the tolerance allows".into(),
-    };
-    (f.status == Status::BestEffort).then_some(said)
 }
 
 fn method(s: &Solution, f: &Figures) -> String {
@@ -277,34 +264,4 @@ pub fn short(x: f64) -> String {
         Ok(y) => format!("{y:e}"),
         Err(_) => text,
     }
-}
-
-/// How near to a jump of its target a response may be off: the band, and what rounded rows move z by.
-pub fn band(f: &Figures, rounding: Option<&Rounding>) -> Option<f64> {
-    f.epsilon_outside.map(|_| f.delta + rounding.map_or(0.0, |r| r.delta_rows))
-}
-
-/// The certificate's figures in words.
-pub fn figures(f: &Figures, rounding: Option<&Rounding>) -> Vec<String> {
-    let mut out = vec![format!("certified: {:?}", f.status)];
-    match (f.epsilon_outside, f.overshoot) {
-        (Some(outside), Some(overshoot)) => {
-            out.push(format!("  farther than {} from the jump: error ≤ {}", short(f.delta), short(outside)));
-            out.push(format!("  nearer: between the two sides, give or take {}", short(overshoot)));
-        }
-        _ => out.push(format!("  error ≤ {}", short(f.epsilon))),
-    }
-    if f.eta > 0.0 {
-        out.push(format!("  plus {} of |z| (rounding of slopes)", short(f.eta)));
-    }
-    if let Some(leak) = f.leak {
-        out.push(format!("  where the response is 0 the block adds at most {}", short(leak)));
-    }
-    if let Some(r) = rounding {
-        if r.delta_rows > 0.0 {
-            out.push(format!("  rounded rows move z by at most {}", short(r.delta_rows)));
-        }
-        out.push(format!("  in the stream, off the jump: ‖error‖ ≤ {}", short(r.outside)));
-    }
-    out
 }

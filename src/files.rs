@@ -1,8 +1,10 @@
 //! Files and directories written whole or not at all.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -21,6 +23,37 @@ pub fn writable(place: &Path) -> Result<()> {
     tempfile::tempfile_in(there).map(drop).map_err(failed)
 }
 
+/// Temporary files and directories that are not in their places yet.
+static PENDING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// One of them, for as long as it is.
+#[derive(Debug)]
+struct Pending(PathBuf);
+
+impl Pending {
+    fn new(path: &Path) -> Pending {
+        PENDING.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf());
+        Pending(path.to_path_buf())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        PENDING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes all that is half-written, for a program that is about to end; says whether there was anything.
+pub fn abandon() -> bool {
+    let pending = std::mem::take(&mut *PENDING.lock().unwrap_or_else(PoisonError::into_inner));
+    for path in &pending {
+        // Other threads may still be writing there.
+        let gone = || if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let _ = (0..10).find(|_| gone().is_ok() || !path.exists());
+    }
+    !pending.is_empty()
+}
+
 /// What a failure to write a file is.
 pub(crate) fn write_failed(place: &Path) -> impl Fn(std::io::Error) -> Error {
     let place = place.display().to_string();
@@ -29,9 +62,20 @@ pub(crate) fn write_failed(place: &Path) -> impl Fn(std::io::Error) -> Error {
 
 /// Writes a file through a temporary one in the same directory: a reader sees the old file or the new one, whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    staged(path, bytes)?.persist()
+}
+
+/// Puts several files in their places, none before all of them are on disk.
+pub fn persist_together(files: Vec<WholeFile>) -> Result<()> {
+    files.iter().try_for_each(|f| f.temporary.as_file().sync_all().map_err(write_failed(&f.place)))?;
+    files.into_iter().try_for_each(WholeFile::persist)
+}
+
+/// A file with all of its content that is not in its place yet.
+pub fn staged(path: &Path, bytes: &[u8]) -> Result<WholeFile> {
     let mut whole = WholeFile::new(path)?;
-    whole.file().write_all(bytes).map_err(|e| whole.failed(e))?;
-    whole.persist()
+    whole.file().write_all(bytes).map_err(write_failed(path))?;
+    Ok(whole)
 }
 
 /// A file that comes into being whole: written under another name beside its place, then renamed.
@@ -40,6 +84,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 #[derive(Debug)]
 pub struct WholeFile {
     temporary: tempfile::NamedTempFile,
+    pending: Pending,
     place: PathBuf,
 }
 
@@ -52,7 +97,7 @@ impl WholeFile {
             builder.permissions(p);
         }
         let temporary = builder.tempfile_in(folder_of(place)).map_err(write_failed(place))?;
-        Ok(WholeFile { temporary, place: place.to_path_buf() })
+        Ok(WholeFile { pending: Pending::new(temporary.path()), temporary, place: place.to_path_buf() })
     }
 
     /// What to write to.
@@ -70,6 +115,7 @@ impl WholeFile {
         let failed = write_failed(&self.place);
         self.temporary.as_file().sync_all().map_err(&failed)?;
         self.temporary.persist(&self.place).map_err(|e| failed(e.error))?;
+        drop(self.pending);
         Ok(())
     }
 }
@@ -141,6 +187,7 @@ fn hex(hash: Sha256) -> String {
 #[derive(Debug)]
 pub struct WholeDirectory {
     temporary: tempfile::TempDir,
+    pending: Pending,
     place: PathBuf,
 }
 
@@ -154,7 +201,7 @@ impl WholeDirectory {
         let temporary = builder
             .tempdir_in(folder_of(place))
             .map_err(|e| Error::io(format!("cannot make a directory beside {}", place.display()), e))?;
-        Ok(WholeDirectory { temporary, place: place.to_path_buf() })
+        Ok(WholeDirectory { pending: Pending::new(temporary.path()), temporary, place: place.to_path_buf() })
     }
 
     /// Where to write meanwhile.
@@ -181,6 +228,7 @@ impl WholeDirectory {
         }
         // It has another name now: nothing is left to remove.
         let _ = self.temporary.keep();
+        drop(self.pending);
         // Directories cannot be synced everywhere; where they can, the new name is on disk now.
         let _ = std::fs::File::open(folder).and_then(|f| f.sync_all());
         Ok(())

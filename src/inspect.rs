@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::certificate::{BLOCK_FILE, CERTIFICATE_FILE, CertificateFile, FIRST_BLOCK_FILE};
 use crate::compile::Depth;
 use crate::error::{Error, Result};
-use crate::explain::{conditions, counted, short};
+use crate::explain::{bound, conditions, counted, part_name, payload, scope, short};
 use crate::gguf::GgufFile;
 use crate::sae::{Architecture, Sae, SaeOptions};
 use crate::spec::Spec;
@@ -51,6 +51,16 @@ fn file(path: &Path) -> Result<String> {
     match extension.as_str() {
         _ if [CERTIFICATE_FILE, BLOCK_FILE, FIRST_BLOCK_FILE].contains(&name.as_str()) => block(parent),
         "json" if ["cfg.json", "hyperparams.json", hf::CONFIG_FILE].contains(&name.as_str()) => directory(parent),
+        "json" if name == MANIFEST_FILE => {
+            let mut out = "the manifest of a splice\n".to_string();
+            let checkpoint = match parent.extension() {
+                // OUT.neurograft stands beside OUT.gguf.
+                Some(_) => parent.with_extension("gguf"),
+                None => crate::files::folder_of(parent).to_path_buf(),
+            };
+            spliced(&mut out, parent, &checkpoint);
+            Ok(out)
+        }
         "toml" | "json" => spec(path),
         "gguf" => gguf(path),
         "safetensors" | "npz" | "pt" | "pth" if Sae::is_at(path) => sae(path).or_else(|e| {
@@ -133,19 +143,26 @@ fn block(dir: &Path) -> Result<String> {
             fact(&mut out, name, format!("{}{down}", size(&path)));
         }
     }
-    if let Some(norm) = file.norm {
-        fact(&mut out, "holds for", format!("‖x‖ ≤ {}", short(norm)));
-    }
+    scope(&file).into_iter().for_each(|line| {
+        let _ = writeln!(out, "  {line}");
+    });
     for r in file.responses.iter().take(SHOWN) {
         let f = &r.certificate;
-        let error = short(f.epsilon_outside.unwrap_or(f.epsilon));
+        let grows = if f.eta > 0.0 { format!(" + {}·|z|", bound(f.eta)) } else { String::new() };
+        let error = bound(f.epsilon_outside.unwrap_or(f.epsilon)) + &grows;
         let _ =
             writeln!(out, "  {}: {:?}, error ≤ {error}, {}, {}", r.name, f.status, counted(r.neurons.len()), r.target);
     }
     let terms = file.gates.as_ref().map_or(&[][..], |g| &g.terms);
     for t in terms.iter().take(SHOWN) {
-        let (status, error) = (t.figures.status, short(t.figures.outside));
-        let _ = writeln!(out, "  {}: {status:?}, error ≤ {error}, {} where {}", t.name, t.payload, conditions(t));
+        let (status, error) = (t.figures.status, bound(t.figures.outside));
+        let _ = writeln!(
+            out,
+            "  {}: {status:?}, ‖error‖ ≤ {error}, {} where {}",
+            part_name(&file, t),
+            payload(t),
+            conditions(t)
+        );
     }
     let hidden = file.responses.len().saturating_sub(SHOWN) + terms.len().saturating_sub(SHOWN);
     if hidden > 0 {

@@ -15,8 +15,8 @@ use neurograft::certificate::{Ends, NeuronFile, REPORT_FILE};
 use neurograft::certify::{Domain, Figures, Status};
 use neurograft::compile::{Compiled, Depth, compile_with_progress};
 use neurograft::explain::{
-    band, conditions, counted, engines, evidence, explain, figures, formula, gate_figures, gate_limit, limit, short,
-    warnings,
+    bound, counted, engines, evidence, explain, figures, formula, gate_figures, missed, part_name, response_figures,
+    rows, scope, short, table, warnings,
 };
 use neurograft::expr::Expr;
 use neurograft::format::Format;
@@ -105,7 +105,7 @@ struct Fit {
     /// The most neurons
     #[arg(long)]
     neurons: usize,
-    /// Where the certificate must hold; -inf and inf are welcome
+    /// Where the certificate must hold, two numbers without `=` before them; -inf and inf are welcome
     #[arg(long, num_args = 2, value_names = ["LO", "HI"], allow_hyphen_values = true, required = true)]
     domain: Vec<String>,
     /// plain: out·σ(weight·z + bias); gated: times (up_weight·z + up_bias)
@@ -144,6 +144,9 @@ struct Fit {
 }
 
 #[derive(clap::Args)]
+#[command(
+    override_usage = "neurograft splice <SPEC> --model <DIR|FILE> --output <DIR|FILE> [OPTIONS]\n       neurograft splice --check <OUTPUT>"
+)]
 struct Splice {
     /// The specification, TOML or JSON (docs/spec.md)
     #[arg(required_unless_present = "check")]
@@ -210,13 +213,13 @@ struct Calibrate {
     #[arg(long, value_name = "N", conflicts_with = "sae")]
     layer: Option<usize>,
     /// The quantile q: at most 1 - q of the tokens lie beyond each end of a range, before it is widened
-    #[arg(long, value_name = "Q", default_value_t = Settings::default().quantile)]
+    #[arg(long, value_name = "Q", allow_hyphen_values = true, default_value_t = Settings::default().quantile)]
     quantile: f64,
     /// How much a range is widened on each side, relative to its width
-    #[arg(long, value_name = "M", default_value_t = Settings::default().margin)]
+    #[arg(long, value_name = "M", allow_hyphen_values = true, default_value_t = Settings::default().margin)]
     margin: f64,
     /// Tokens with norms above so many times the median are counted apart (a sequence's first tokens)
-    #[arg(long, value_name = "TIMES", default_value_t = Settings::default().massive)]
+    #[arg(long, value_name = "TIMES", allow_hyphen_values = true, default_value_t = Settings::default().massive)]
     massive: f64,
     /// Where to write the specification with ranges and norm filled in, in the language of the given one
     #[arg(short, long, value_name = "FILE")]
@@ -228,7 +231,26 @@ struct Calibrate {
 
 const MISSED: u8 = 3;
 
+/// A program that is told to end leaves nothing half-written behind, and ends as it would have.
+#[cfg(unix)]
+fn tidy_on_signals() {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) else { return };
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if files::abandon() {
+                let _ = writeln!(std::io::stderr(), "\ninterrupted: what was half-written is removed");
+            }
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+}
+
+#[cfg(not(unix))]
+fn tidy_on_signals() {}
+
 fn main() -> ExitCode {
+    tidy_on_signals();
     let command = Cli::parse().command;
     let spec = command.as_ref().and_then(Command::spec).map(Path::to_path_buf);
     let outcome = match command {
@@ -249,8 +271,9 @@ fn main() -> ExitCode {
             say(&String::from_utf8_lossy(&text));
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Explain { spec }) => load(&spec).map(|c| {
+        Some(Command::Explain { spec }) => load(&spec).map(|(c, legend)| {
             say(&explain(&c));
+            legend.iter().for_each(|line| say(&format!("{line}\n")));
             outcome_of(&c)
         }),
     };
@@ -305,12 +328,21 @@ fn outcome_of(c: &Compiled) -> ExitCode {
     if c.met() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) }
 }
 
-fn compile_target(spec: &Spec, sae: Option<&Sae>) -> Result<Compiled, Error> {
-    let target = intervention::target(spec, sae)?;
+/// A compiled specification, and what its z, z_1, … and its v are, in words.
+fn compile_target(spec: &Spec, sae: Option<&Sae>) -> Result<(Compiled, Vec<String>), Error> {
+    let (target, legend) = intervention::described(spec, sae)?;
     let options = options(spec, &target)?;
-    shown(|progress| {
+    let compiled = shown(|progress| {
         compile_with_progress(&target, &options, &|done, all| progress("responses", done as u64, all as u64))
-    })
+    })?;
+    // What the entries do to one another.
+    Ok((compiled, legend.into_iter().chain(spec.overlaps().into_iter().map(|w| format!("warning: {w}"))).collect()))
+}
+
+/// What the letters stand for where several pre-activations are read.
+fn letters(legend: &[String]) -> String {
+    let several = legend.iter().filter(|l| l.contains("z_1 is ") || l.starts_with("warning: "));
+    several.map(|l| format!("{l}\n")).collect()
 }
 
 fn options(spec: &Spec, target: &Target) -> Result<Options, Error> {
@@ -319,70 +351,29 @@ fn options(spec: &Spec, target: &Target) -> Result<Options, Error> {
     Ok(Options { samples, ..intervention::options(spec) })
 }
 
-fn load(path: &Path) -> Result<Compiled, Error> {
+fn load(path: &Path) -> Result<(Compiled, Vec<String>), Error> {
     let spec = Spec::read(path)?;
     compile_target(&spec, intervention::open(&spec)?.as_ref())
 }
 
 fn summary(c: &Compiled) -> String {
-    let terms = || c.certificate.gates.iter().flat_map(|g| &g.terms);
-    let names = c.certificate.responses.iter().map(|r| &r.name).chain(terms().map(|t| &t.name));
-    let width = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(28, 60);
-    let mut out = String::new();
-    let mut row = |cells: [&str; 8]| {
-        let [name, units, status, error, band, overshoot, leak, c] = cells;
-        out += &format!("{name:<width$} {units:>6} {status:<12} {error:>9} {band:>9} {overshoot:>9} {leak:>9}  {c}\n");
-    };
-    row(["response", "units", "status", "error", "band", "overshoot", "leak", "c(z)"]);
-    let cell = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
-    for (r, p) in c.certificate.responses.iter().zip(&c.proof.responses) {
-        let f = p.figures();
-        row([
-            &r.name,
-            &r.neurons.len().to_string(),
-            &format!("{:?}", f.status),
-            &cell(Some(f.epsilon_outside.unwrap_or(f.epsilon))),
-            &cell(band(f, p.rounding.as_ref())),
-            &cell(f.overshoot),
-            &cell(f.leak),
-            &r.target.to_string(),
-        ]);
-    }
-    for t in terms() {
-        row([
-            &t.name,
-            &t.units.to_string(),
-            &format!("{:?}", t.figures.status),
-            &cell(Some(t.figures.outside)),
-            &cell(t.figures.bands.iter().copied().reduce(f64::max)),
-            &cell(Some(t.figures.overshoot * t.figures.payload)),
-            "-",
-            &format!("{} where {}", t.payload, conditions(t)),
-        ]);
-    }
-    if let Some(t) = &c.proof.total {
-        let norm = c.certificate.norm.unwrap_or(f64::INFINITY);
-        out += &format!(
-            "\nin the stream, for ‖x‖ ≤ {norm} and pre-activations in range and off the bands: ‖error‖ ≤ {:.2e}\n",
-            t.outside
-        );
-    }
+    let mut out = table(&rows(&c.certificate));
+    out += &format!("\n{}\n", scope(&c.certificate).join("\n"));
     let deployed = engines(&c.certificate);
     if !deployed.is_empty() {
         out += &format!("\n{}\n\n", deployed.join("\n"));
     }
-    out += "(error: off the jumps; band: how near to one, rounded rows included; overshoot: beyond its two sides there; leak: where c(z) is 0)\n";
     out += &fits(c);
-    if c.first.is_some() {
-        out += &format!("two layers, {} coordinates between them\n", c.certificate.between);
+    if let Some(first) = &c.first {
+        out += &format!(
+            "two layers of {} and {} hidden units, {} coordinates between them: guards, payloads, and what removes them again\n",
+            first.intermediate_size(),
+            c.block.intermediate_size(),
+            c.certificate.between
+        );
     }
-    let format = c.certificate.format;
-    let responses = c.certificate.responses.iter().zip(&c.solutions);
-    let limits = responses.map(|(r, s)| (&r.name, limit(&r.certificate, s, format)));
-    for (name, limit) in limits.chain(terms().map(|t| (&t.name, gate_limit(t, format)))) {
-        if let Some(limit) = limit {
-            out += &format!("{name}: the tolerance is missed; what limits it is {limit}\n");
-        }
+    for line in missed(c) {
+        out += &format!("{line}\n");
     }
     for warning in warnings(c) {
         out += &format!("warning: {warning}\n");
@@ -425,9 +416,9 @@ fn compile_spec(spec: &Path, output: &Path, force: bool) -> Outcome {
             .help("name another directory, or overwrite with --force"));
     }
     files::writable(output)?;
-    let compiled = load(spec)?;
+    let (compiled, legend) = load(spec)?;
     write_all(&compiled, output, &spec.display().to_string())?;
-    say(&summary(&compiled));
+    say(&(summary(&compiled) + &letters(&legend)));
     say(&format!("\nwrote {}\n", output.display()));
     Ok(outcome_of(&compiled))
 }
@@ -451,13 +442,33 @@ fn formats(path: &Path, json: bool) -> Outcome {
         all.iter().for_each(|g| say(&format!("{g}\n")));
         say(
             "error: bound on ‖written − c(z)·v‖/‖v‖ farther than the band from where c jumps; * nothing has fewer neurons and layers, a narrower \
-             band and a smaller error\nwhere 0: bound on ‖x_out − x‖ where c is 0 all around; -: no such x, or nothing proved\n",
+             band and a smaller error\nwhere 0: bound on ‖x_out − x‖ where c is 0 all around; -: no such x, or nothing proved\n\
+             the engines' own rounding is part of these bounds; those that `compile` prints are in real arithmetic on the weights, unless host.arithmetic names an engine\n",
         );
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What else was meant by a path that `verify` cannot take.
+fn not_a_block(path: &Path) -> Option<Error> {
+    use neurograft::certificate::CERTIFICATE_FILE;
+    let error = |what: &str| Error::input(what.to_string()).at(path.display().to_string());
+    let gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if gguf || path.join(splice::FOLDER).is_dir() && !path.join(CERTIFICATE_FILE).exists() {
+        let check = format!("`neurograft splice --check {}` verifies a spliced checkpoint", path.display());
+        return Some(error("a checkpoint, not a directory that `compile` wrote").help(check));
+    }
+    path.is_file().then(|| {
+        let folder = files::folder_of(path);
+        error("a file, where the directory that `compile` wrote is wanted")
+            .help(format!("neurograft verify {}", folder.display()))
+    })
+}
+
 fn verify_dir(dir: &Path) -> Outcome {
+    if let Some(error) = not_a_block(dir) {
+        return Err(error);
+    }
     let verified = verify::verify(dir)?;
     let file = &verified.file;
     let hidden: usize = verified.blocks.iter().map(|b| b.intermediate_size()).sum();
@@ -467,12 +478,12 @@ fn verify_dir(dir: &Path) -> Outcome {
         dir.display(),
         file.responses.len() + terms.len()
     ));
-    let described = file.responses.iter().map(|r| (&r.name, figures(&r.certificate, r.rounding.as_ref())));
-    for (name, lines) in described.chain(terms.iter().map(|t| (&t.name, gate_figures(&t.figures)))) {
+    let described = file.responses.iter().map(|r| (r.name.clone(), response_figures(r)));
+    for (name, lines) in described.chain(terms.iter().map(|t| (part_name(file, t), gate_figures(t)))) {
         say(&format!("{name}\n"));
         lines.iter().for_each(|line| say(&format!("  {line}\n")));
     }
-    engines(file).iter().for_each(|line| say(&format!("{line}\n")));
+    scope(file).into_iter().chain(engines(file)).for_each(|line| say(&format!("{line}\n")));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -582,18 +593,18 @@ fn example() -> Outcome {
     say(
         "Four interventions on features of SmolLM2-135M-Instruct, layer 15 (examples/ablate.toml), as an MLP block.\n\n",
     );
-    let compiled = compile_target(&spec, Some(&sae))?;
+    let (compiled, _) = compile_target(&spec, Some(&sae))?;
     let dir = Path::new("neurograft-example");
     write_all(&compiled, dir, "examples/ablate.toml")?;
     say(&summary(&compiled));
     let target = intervention::target(&spec, &sae)?;
     let seen = neurograft::observe::observe(&target, &compiled, &x)?;
     say(&format!(
-        "\non {} real residuals: {} with a feature on; largest ‖error‖ off the bands {:.2e} (certified {:.2e}); {} pre-activations within a band\n",
+        "\non {} real residuals: {} with a feature on; largest ‖error‖ off the bands {:.2e} (certified {}); {} pre-activations within a band\n",
         seen.tokens,
         seen.active,
         seen.largest,
-        seen.bound.unwrap_or(f64::INFINITY),
+        bound(seen.bound.unwrap_or(f64::INFINITY)),
         seen.in_band
     ));
     verify::verify(dir)?;
@@ -667,7 +678,7 @@ impl Fit {
                 say(&format!("{}\n", serde_json::to_string(&output).expect("finite numbers")));
             }
         } else if self.pareto {
-            say(&table(&solutions));
+            say(&front_table(&solutions));
         } else {
             say(&self.words(&solutions[0], text));
         }
@@ -681,7 +692,7 @@ impl Fit {
         for n in &s.stack.neurons {
             out += &format!("  {}\n", formula(n, &s.stack.source));
         }
-        for line in figures(s.certificate.figures(), None).into_iter().chain(evidence(s)) {
+        for line in figures(s.certificate.figures(), self.tolerance).into_iter().chain(evidence(s)) {
             out += &format!("{line}\n");
         }
         if let Some(b) = &s.binding {
@@ -708,7 +719,7 @@ fn front(request: &Request<'_>) -> Result<Vec<Solution>, Error> {
 }
 
 /// One line for each stack of a front.
-fn table(solutions: &[Solution]) -> String {
+fn front_table(solutions: &[Solution]) -> String {
     let mut out = format!(
         "{:>7} {:>12} {:>12} {:>12} {:>12}  {}\n",
         "neurons", "error ≤", "max |weight|", "Σ|out|", "alternations", "status"
@@ -717,11 +728,18 @@ fn table(solutions: &[Solution]) -> String {
         out += &format!(
             "{:>7} {:>12} {:>12} {:>12} {:>12}  {:?}\n",
             s.stack.neurons.len(),
-            short(s.error()),
+            bound(s.error()),
             short(s.max_weight()),
             short(s.total()),
             s.alternation.map_or("-".into(), |a| format!("{} of {}", a.seen, a.full())),
             s.certificate.status()
+        );
+    }
+    let eta = solutions.iter().map(|s| s.certificate.eta()).fold(0.0, f64::max);
+    if eta > 0.0 {
+        out += &format!(
+            "(errors are those for |z| ≤ 1; beyond, they grow by at most {} for each unit of |z|)\n",
+            bound(eta)
         );
     }
     out

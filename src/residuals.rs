@@ -6,7 +6,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::tensors::{Tensor, TensorFile};
+use crate::tensors::{Tensor, TensorFile, some_of};
 
 /// So many tokens are read at a time.
 const PIECE: usize = 512;
@@ -36,7 +36,7 @@ impl Residuals {
                     names.len()
                 ))
                 .at(file.place())
-                .help(format!("say which: --tensor, one of {}", names.join(", "))));
+                .help(format!("say which: --tensor, one of {}", some_of(&names))));
             }
         };
         match *file.tensor(&name)?.shape() {

@@ -14,6 +14,9 @@ use crate::error::Error;
 /// Longer lines are not shown.
 const LONGEST_LINE: usize = 400;
 
+/// Places that are fields' names.
+const FIELDS: [&str; 9] = ["host", "budget", "domain", "sae", "when", "expr", "write", "source", "arithmetic"];
+
 /// A step into a specification: a table's field, or the k-th of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step<'a> {
@@ -73,7 +76,7 @@ fn span(error: &Error, text: &str, json: bool) -> Option<Range<usize>> {
         match numbered(place) {
             Some(("site", k)) => steps.extend([Step::Field("sites"), Step::Item(k)]),
             Some(("intervention", k)) => steps.extend([Step::Field("interventions"), Step::Item(k)]),
-            _ if ["host", "budget", "domain", "sae", "when", "expr"].contains(place) => steps.push(Step::Field(place)),
+            _ if FIELDS.contains(place) => steps.push(Step::Field(place)),
             _ => {
                 if let Some(name) = place.strip_prefix("vector ") {
                     steps.extend([Step::Field("vectors"), Step::Field(name)]);

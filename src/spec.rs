@@ -43,6 +43,7 @@ pub use crate::stack::Form;
 use crate::tensors::{Format, quoted};
 
 pub mod condition;
+mod overlap;
 mod raw;
 mod refusals;
 mod sae;
@@ -476,10 +477,10 @@ impl Intervention {
     pub fn reads(&self) -> Result<BTreeSet<Subject>> {
         let mut all = BTreeSet::from([self.subject.clone()]);
         if let Action::Expr(text) = &self.action {
-            all.extend(variables(text)?);
+            all.extend(variables(text).at(|| "expr".into())?);
         }
         if let Some(text) = &self.when {
-            all.extend(variables(text)?);
+            all.extend(variables(text).at(|| "when".into())?);
         }
         Ok(all)
     }
@@ -613,9 +614,12 @@ fn malformed(message: &str, place: Option<String>) -> Error {
     let error = match unknown.filter(|_| known.contains(&"action")).and_then(refusals::field) {
         Some(refusal) => refusal,
         None => {
-            let help = near.map(|near| format!("did you mean '{near}'?"));
-            Error::input(message.trim().replace('`', "'"))
-                .help(help.unwrap_or_else(|| "docs/spec.md lists every field".into()))
+            let error = Error::input(message.trim().replace('`', "'"));
+            match near {
+                Some(near) => error.help(format!("did you mean '{near}'?")),
+                None if message.contains("field") => error.help("docs/spec.md lists every field"),
+                None => error,
+            }
         }
     };
     match place {
@@ -706,7 +710,7 @@ number_like!(
     Amount,
     "a number, or a string that holds one (\"0.1\", \"1/3\")",
     // The shortest decimal that reads back as the same float: what was written, for up to 15 digits.
-    |x| Number::from_str(&format!("{x:e}")).map(Amount::Number),
+    |x| Number::from_str(&format!("{x:e}")).map(Amount::Number).map_err(|_| format!("{x} is no finite number")),
     |s| Ok::<_, String>(Number::from_str(s).map_or_else(|_| Amount::Word(s.to_string()), Amount::Number))
 );
 

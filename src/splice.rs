@@ -376,6 +376,7 @@ pub fn splice(
     })?;
     plan.notes.extend(plan.sites.iter().filter_map(|s| another_model(s, model)));
     plan.notes.extend(plan.sites.iter().filter_map(another_layer));
+    plan.notes.extend(specs.iter().flat_map(Spec::overlaps).map(|w| format!("WARNING: {w}")));
     if again {
         plan.notes.push(
             "the checkpoint is a splice itself: its layers are counted with those inserted before, and its own certificates say \
@@ -487,7 +488,10 @@ fn site<'a>(spec: &'a Spec, host: &Host) -> Result<Site<'a>> {
             host.hidden_size
         ))
         .at(place())
-        .help("use one that was made for this model"));
+        .help(format!(
+            "use one that was made for this model{}",
+            if host.hidden_size > width { "; if this checkpoint is a splice, whose stream is wider, name its source, and all interventions at once: [[sites]], or sequence = true" } else { "" }
+        )));
     }
     let layer = match (spec.layer, &sae) {
         (Some(layer), _) => layer,
@@ -857,6 +861,13 @@ pub struct Checked {
 fn not_a_manifest(e: &serde_json::Error) -> Error {
     let what = format!("not a manifest: {e}");
     if e.is_data() { Error::disagreement(what) } else { Error::input(what) }
+}
+
+/// Whatever is found wrong in an output contradicts its manifest, unless the system could not read it. Its place is named once.
+fn contradiction(e: Error, output: &Path) -> Error {
+    let e = if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) };
+    let place = output.display().to_string();
+    if e.to_string().starts_with(&place) { e } else { e.at(place) }
 }
 
 /// Reads a spliced checkpoint back and verifies certificates, inserted weights and every invariant of the rest.

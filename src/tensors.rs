@@ -221,7 +221,6 @@ impl TensorFile {
     }
 
     fn missing(&self, name: &str) -> Error {
-        const SHOWN: usize = 8;
         let names = self.names();
         let error = Error::input(format!("no tensor {}", quoted(name)));
         if names.is_empty() {
@@ -230,12 +229,18 @@ impl TensorFile {
         if let Some(near) = nearest(name, names.iter().map(String::as_str).filter(|n| n.len() < 200)) {
             return error.help(format!("did you mean {}?", quoted(near)));
         }
-        let mut list = names.iter().take(SHOWN).map(|n| quoted(n)).collect::<Vec<_>>().join(", ");
-        if names.len() > SHOWN {
-            list.push_str(&format!(" and {} more", names.len() - SHOWN));
-        }
-        error.help(format!("the file holds {list}"))
+        error.help(format!("the file holds {}", some_of(&names)))
     }
+}
+
+/// The first few names, and how many more there are.
+pub(crate) fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut list = names.iter().take(SHOWN).map(|n| quoted(n)).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        list.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    list
 }
 
 /// The tensors of an `.npz` or a `.pt` file.

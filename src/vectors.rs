@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
-use crate::tensors::{Bytes, TensorFile, quoted, valid_range};
+use crate::tensors::{Bytes, TensorFile, quoted, some_of, valid_range};
 
 /// An open file of vectors.
 #[derive(Debug)]
@@ -192,12 +192,7 @@ impl VectorFile {
 
 /// The first few names, for a message.
 fn names(all: &[Listed]) -> String {
-    const SHOWN: usize = 8;
-    let mut text = all.iter().take(SHOWN).map(|t| quoted(&t.name)).collect::<Vec<_>>().join(", ");
-    if all.len() > SHOWN {
-        text.push_str(&format!(" and {} more", all.len() - SHOWN));
-    }
-    format!("the file holds {text}")
+    format!("the file holds {}", some_of(&all.iter().map(|t| t.name.clone()).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

@@ -347,3 +347,32 @@ fn this_test_reads_rust() {
     let text = "fn a() {} #[cfg(test)] mod tests { fn t() { println!(\"{\") } } fn b() {}";
     assert_eq!(without_tests(&tokens(text)).join(" "), "fn a ( ) { } fn b ( ) { }");
 }
+
+/// The anchor that GitHub gives a heading: lower case, blanks as hyphens, no punctuation.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path());
+    let files = docs.filter(|p| p.extension().is_some_and(|e| e == "md")).chain([root.join("README.md")]);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            assert!(target.exists(), "{}: {link}", file.display());
+            if !fragment.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let mut headings = text.lines().filter(|l| l.starts_with('#')).map(|l| l.trim_start_matches('#'));
+                assert!(headings.any(|h| anchor(h) == fragment), "{}: {link}", file.display());
+            }
+        }
+    }
+}

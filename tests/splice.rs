@@ -1501,3 +1501,39 @@ fn a_write_that_fails_leaves_nothing_behind() {
     let left = fs::read_dir(w.dir.path()).unwrap().count();
     assert_eq!(left, 3, "model, sae, spec.json");
 }
+
+#[test]
+fn what_cannot_be_read_is_no_disagreement() {
+    let w = Work::new(&Model::default());
+    w.command(&[]).assert().code(predicate::in_iter([0, 3]));
+    let weights = w.path("out/model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 4]).unwrap();
+    let (code, text) = w.check();
+    assert_eq!(code, 2, "{text}");
+    assert!(text.starts_with("error: out/model.safetensors: truncated"), "{text}");
+}
+
+/// Bounds on unbounded ranges grow with |z|: the card's table says by how much.
+#[test]
+fn the_card_says_what_grows_with_z() {
+    let w = Work::new(&Model::default());
+    w.spec(|s| {
+        s["domain"] = json!({});
+        s["budget"] = json!({"tolerance": 1e-4});
+        // -0.7 is no number of f32.
+        s["interventions"] =
+            json!([{"feature": 2, "action": "scale", "value": 0.3}, {"feature": 3, "action": "add", "value": 1}]);
+    });
+    w.command(&[])
+        .assert()
+        .code(predicate::in_iter([0, 3]))
+        .stdout(contains("per |z|").and(contains("real arithmetic")));
+    let card = fs::read_to_string(w.path("out/README.md")).unwrap();
+    let mut table = card.lines().skip_while(|l| !l.starts_with("| response |"));
+    let head = table.next().unwrap();
+    assert!(head.contains("per unit of \\|z\\|"), "{card}");
+    // Escaped bars are no columns.
+    let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+    assert!(table.take_while(|l| l.starts_with('|')).all(|l| cells(l) == cells(head)), "{card}");
+}

@@ -84,6 +84,9 @@ impl fmt::Display for Calibration {
                     cell(e.active.to_string())
                 )?;
             }
+            if e.rows.len() > 1 && !e.letters.is_empty() {
+                writeln!(f, "{:<width$}    {}", "", e.letters)?;
+            }
             for s in &e.switches {
                 let Switch { radius, inside, above, .. } = s;
                 writeln!(

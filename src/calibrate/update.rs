@@ -334,6 +334,7 @@ mod tests {
     fn found(ranges: &[(f64, f64)]) -> Calibration {
         let entry = |(lo, hi): &(f64, f64)| Entry {
             label: "ablate feature 1".into(),
+            letters: String::new(),
             rows: Vec::new(),
             range: Interval::new(*lo, *hi),
             outside: 0,

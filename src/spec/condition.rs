@@ -59,7 +59,10 @@ impl Condition {
     /// # Errors
     /// What does not parse, comparisons by `==` and `!=`, and whatever `read` refuses.
     pub fn parse(text: &str, read: &mut dyn FnMut(&str) -> Result<Expr>) -> Result<Condition> {
-        disjunction(text, 0, read)
+        match foreign(text) {
+            Some(found) => Err(Error::input(format!("{found} in '{text}' joins nothing here")).help(EXAMPLE)),
+            None => disjunction(text, 0, read),
+        }
     }
 
     /// Several conditions of which all must hold.
@@ -331,6 +334,10 @@ fn one(text: &str, depth: usize, read: Read<'_>) -> Result<Condition> {
     ends.push(text.len());
     let starts = std::iter::once(0).chain(signs.iter().map(|s| s.0 + s.1.len()));
     let sums: Vec<&str> = starts.zip(ends).map(|(start, end)| text[start..end].trim()).collect();
+    if let Some(k) = sums.iter().position(|sum| sum.is_empty()) {
+        let (side, sign) = if k == 0 { ("left", signs[0].1) } else { ("right", signs[k - 1].1) };
+        return Err(Error::input(format!("nothing stands to the {side} of '{sign}' in '{text}'")).help(EXAMPLE));
+    }
     let chain = signs.iter().zip(sums.windows(2)).map(|((_, sign), pair)| {
         let (a, b) = (read(pair[0])?, read(pair[1])?);
         let written = format!("{} {sign} {}", pair[0], pair[1]);
@@ -349,6 +356,16 @@ fn one(text: &str, depth: usize, read: Read<'_>) -> Result<Condition> {
 }
 
 const EXAMPLE: &str = "write comparisons, joined by and, or, not: when = \"z_477 > 2 and not (a_12 > 0)\"";
+
+/// A connective of another language: `AND`, `&&`, `!`. No name of an expression is one.
+fn foreign(text: &str) -> Option<String> {
+    let of_name = |c: char| c.is_alphanumeric() || c == '_';
+    let other = |w: &&str| ["and", "or", "not"].iter().any(|known| w.eq_ignore_ascii_case(known) && w != known);
+    let word = text.split(|c| !of_name(c)).find(other);
+    let sign = ["&&", "||", "&", "|"].into_iter().find(|s| text.contains(s));
+    let not = text.match_indices('!').any(|(i, _)| !text[i + 1..].starts_with('=')).then_some("!");
+    word.or(sign).or(not).map(|found| format!("'{found}'"))
+}
 
 /// The text at depth 0 of parentheses, position by position.
 fn outside(text: &str) -> impl Iterator<Item = usize> + '_ {
@@ -511,7 +528,9 @@ mod tests {
             ("z == 2", "asks for equality"),
             ("z != 2", "asks for equality"),
             ("z = 2", "asks for equality"),
-            ("z > ", "found the end"),
+            ("z > ", "nothing stands to the right of '>'"),
+            ("z >> 1", "nothing stands to the right of '>'"),
+            ("z > 1 AND z < 2", "'AND'"),
             ("z > 1) or (z < 2", "expected"),
             ("z > 1 or (z < 2", "'(z < 2' compares nothing"),
         ] {

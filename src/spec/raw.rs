@@ -280,7 +280,13 @@ fn interventions(
             let checked = raw.check(vectors)?;
             for subject in checked.subjects()? {
                 match subject {
-                    Subject::Vector(name) if !vectors.contains_key(&name) => return Err(undefined(&name, vectors)),
+                    Subject::Vector(name) if !vectors.contains_key(&name) => {
+                        let error = undefined(&name, vectors);
+                        return Err(match checked.field_of(&name) {
+                            Some(field) => error.at(field),
+                            None => error,
+                        });
+                    }
                     Subject::Feature(_) | Subject::Sae if !has_sae => {
                         return Err(Error::input(format!("missing field 'sae': {subject} is one of an SAE"))
                             .help("name the directory of the SAE, sae = \"...\""));
@@ -472,6 +478,19 @@ fn activation(text: &str) -> Result<Gating> {
 }
 
 impl super::Intervention {
+    /// The field that names a vector, if it is not `vector`.
+    fn field_of(&self, name: &str) -> Option<&'static str> {
+        let named = Subject::Vector(name.to_string());
+        let reads = |text: &str| variables(text).is_ok_and(|all| all.contains(&named));
+        match &self.action {
+            _ if self.subject == named => None,
+            _ if self.write == named => Some("write"),
+            Action::Expr(text) if reads(text) => Some("expr"),
+            _ if self.when.as_deref().is_some_and(reads) => Some("when"),
+            _ => None,
+        }
+    }
+
     /// Refuses fields that contradict one another.
     fn agrees(&self, vectors: &BTreeMap<String, VectorEntry>) -> Result<()> {
         let input = |what: String, help: &str| Err(Error::input(what).help(help.to_string()));

@@ -5,8 +5,7 @@ use std::fmt::Write;
 use nalgebra::DVector;
 
 use crate::carriers::{Carriers, Kind};
-use crate::certificate::{CertificateFile, Ends, ResponseFile, TermFile};
-use crate::explain::{band, engines, warnings};
+use crate::explain::{Row, bound, engines, missed, rows, scope, table, warnings};
 use crate::host::Host;
 
 use super::{Change, Cost, FOLDER, Plan, PlannedSite};
@@ -51,6 +50,7 @@ pub(super) fn notes(c: &Carriers, host: &Host, sites: &[PlannedSite]) -> Vec<Str
                 site.layer
             ),
         });
+        notes.extend(missed(&site.compiled));
         notes.extend(warnings(&site.compiled).into_iter().map(|w| format!("WARNING: {w}")));
     }
     if c.kind == Kind::Padded {
@@ -160,26 +160,15 @@ pub(super) fn plan(plan: &Plan) -> String {
     for site in &plan.sites {
         let from = site.origin.sae.as_ref().map_or("vectors".into(), |sae| sae.display().to_string());
         let _ = writeln!(out, "\nafter layer {}, from {from}:", site.layer);
-        let rows = rows(&site.compiled.certificate);
-        let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).clamp(28, 60);
-        let _ = writeln!(
-            out,
-            "{:<width$} {:<13} {:>10} {:>10} {:>10} {:>10}  c(z)",
-            "response", "status", "error", "band", "overshoot", "leak"
-        );
-        for r in rows {
-            let figures = format!("{:>10} {:>10} {:>10} {:>10}", r.error, r.band, r.overshoot, r.leak);
-            let _ = writeln!(out, "{:<width$} {:<13} {figures}  {}", r.name, r.status, r.response);
+        out += &table(&written(site));
+        for line in scope(&site.compiled.certificate) {
+            let _ = writeln!(out, "{line}");
         }
-        if let Some(total) = &site.compiled.proof.total {
-            let _ = writeln!(out, "in the stream, off the bands: ‖error‖ ≤ {}", short(total.outside));
-            let reading = &site.compiled.certificate.reading;
-            if !reading.is_exact() {
-                let [lo, hi] = reading.scale;
-                let residue = short(reading.residue);
-                let _ =
-                    writeln!(out, "of this, the carriers: x is read {lo} to {hi} times, and {residue} is left behind");
-            }
+        let reading = &site.compiled.certificate.reading;
+        if !reading.is_exact() {
+            let [lo, hi] = reading.scale;
+            let residue = short(reading.residue);
+            let _ = writeln!(out, "of this, the carriers: x is read {lo} to {hi} times, and {residue} is left behind");
         }
         for line in engines(&site.compiled.certificate) {
             let _ = writeln!(out, "{line}");
@@ -193,52 +182,9 @@ fn units(site: &PlannedSite, all: usize) -> String {
     format!("{} of {all} hidden units used", used.join(" and "))
 }
 
-/// One line of the table of responses.
-struct Row {
-    name: String,
-    status: String,
-    /// off the bands
-    error: String,
-    /// within a band
-    overshoot: String,
-    leak: String,
-    response: String,
-    domain: String,
-    band: String,
-}
-
-/// The responses, and what two layers do with gates.
-fn rows(file: &CertificateFile) -> Vec<Row> {
-    let figure = |x: f64| format!("{x:.2e}");
-    let domain = |d: &Ends| serde_json::to_string(d).unwrap_or_default().replace('"', "");
-    let response = |r: &ResponseFile| {
-        let f = &r.certificate;
-        Row {
-            name: r.name.clone(),
-            status: format!("{:?}", f.status),
-            error: figure(f.epsilon_outside.unwrap_or(f.epsilon)),
-            overshoot: f.overshoot.map_or("-".into(), figure),
-            leak: f.leak.map_or("-".into(), figure),
-            response: r.target.to_string(),
-            domain: domain(&r.domain),
-            band: band(f, r.rounding.as_ref()).map_or("-".into(), short),
-        }
-    };
-    let term = |t: &TermFile| {
-        let conditions: Vec<String> = t.conditions.iter().map(|c| format!("{c} > 0")).collect();
-        Row {
-            name: t.name.clone(),
-            status: format!("{:?}", t.figures.status),
-            error: figure(t.figures.outside),
-            overshoot: figure(t.figures.overshoot * t.figures.payload),
-            leak: "-".into(),
-            response: format!("{} where {}", t.payload, conditions.join(" and ")),
-            domain: domain(&t.domain),
-            band: t.figures.bands.iter().map(|b| short(*b)).collect::<Vec<_>>().join(", "),
-        }
-    };
-    let written = file.responses.iter().filter(|r| !r.carried).map(response);
-    written.chain(file.gates.iter().flat_map(|g| &g.terms).map(term)).collect()
+/// What the last layer writes; payloads between two layers are no responses of their own.
+fn written(site: &PlannedSite) -> Vec<Row> {
+    rows(&site.compiled.certificate).into_iter().filter(|r| !r.carried).collect()
 }
 
 /// What a card says of the kind of checkpoint that it travels with.
@@ -373,14 +319,24 @@ fn card(plan: &Plan, about: About) -> String {
             site.origin.hook.as_ref().map_or(String::new(), |h| format!(" at `{h}`")),
             units(site, plan.host.intermediate_size)
         ));
-        add(
-            "| response | c(z) | z in | status | band | error off the band | overshoot in the band | leak where c = 0 |",
-        );
-        add("|---|---|---|---|---|---|---|---|");
-        for r in rows(&site.compiled.certificate) {
+        let written = written(site);
+        let grows = written.iter().any(|r| r.slope.is_some());
+        let (head, rule) = if grows { (" per unit of \\|z\\| |", "---|") } else { ("", "") };
+        add(&format!(
+            "| response | c(z) | z in | status | band | error off the band |{head} overshoot in the band | leak where c = 0 | in the stream |"
+        ));
+        add(&format!("|---|---|---|---|---|---|{rule}---|---|---|"));
+        for r in written {
             let name = cell(&r.name);
+            let slope = if grows { format!(" {} |", r.slope.as_deref().unwrap_or("-")) } else { String::new() };
             let about = format!("| {name} | `{}` | {} | {} | {}", r.response, r.domain, r.status, r.band);
-            add(&format!("{about} | {} | {} | {} |", r.error, r.overshoot, r.leak));
+            add(&format!("{about} | {} |{slope} {} | {} | {} |", r.error, r.overshoot, r.leak, r.stream));
+        }
+        add(
+            "\nError, overshoot and leak are those of c at the z that the rounded rows compute; the stream's column counts the rest.",
+        );
+        if grows {
+            add("For z far out they are larger by \\|z\\| times the column beside the error: the rounding of slopes.");
         }
         add("\nThe rows of this table add up; what reads and writes which direction:\n");
         site.legend.iter().for_each(|line| add(&format!("* {}", cell(line))));
@@ -388,7 +344,7 @@ fn card(plan: &Plan, about: About) -> String {
         if let Some(total) = &site.compiled.proof.total {
             add(&format!(
                 "In the stream, with no pre-activation in its band: ‖block − intervention‖ ≤ {}, for ‖x‖ ≤ {}.\n",
-                short(total.outside),
+                bound(total.outside),
                 site.norm.map_or("∞".into(), |n| n.to_string())
             ));
         }
@@ -401,8 +357,8 @@ fn card(plan: &Plan, about: About) -> String {
     add(
         "Bounds are proved, not measured. They hold in real arithmetic on the stored weights, for pre-activations and norms in \
          the stated ranges; an engine's own rounding comes on top, unless the engine is named above. Statuses: Exact and ExactOutside (an identity, outside of \
-         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same). Figures are rounded to \
-         three digits here; certificate.json has them in full, and its w, b and v are what z, z_1, … and the writes are.\n",
+         bands), Within (the tolerance is met), BestEffort (it is missed; the bound holds all the same). Figures are rounded up \
+         here; certificate.json has them in full, and its w, b and v are what z, z_1, … and the writes are.\n",
     );
     add("## Carriers and cost\n");
     let c = &plan.carriers;

@@ -10,7 +10,7 @@ use crate::gguf::GgufFile;
 use crate::host::InsertedLayer;
 use crate::tensors::quoted;
 
-use super::super::{Checked, Manifest, Progress, origins};
+use super::super::{Checked, Manifest, Progress, contradiction, origins};
 use super::layout::{Entry, Layout, entries, metadata};
 use super::{BUFFER, SOURCE_HEAD_FILE, folder, host, is_tokenizer};
 
@@ -81,9 +81,7 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
             _ => wrong(format!("{name} is not the file that was written (SHA-256 differs)")),
         }
     };
-    let tensors = verdict()
-        .map_err(|e| if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) })
-        .at(|| output.display().to_string())?;
+    let tensors = verdict().map_err(|e| contradiction(e, output))?;
     Ok(Checked { manifest, sites, tensors })
 }
 

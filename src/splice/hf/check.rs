@@ -11,8 +11,9 @@ use crate::error::{At, Error, Result};
 use crate::files::{sha256, sha256_of};
 use crate::format::Format;
 use crate::host::InsertedLayer;
+use crate::tensors::TensorFile;
 
-use super::super::{Checked, FOLDER, Manifest, Progress, origins};
+use super::super::{Checked, FOLDER, Manifest, Progress, contradiction, origins};
 use super::layout::{self, Layout};
 use super::shard::{Content, Entry, grid};
 use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, is_weights, names, object};
@@ -26,10 +27,13 @@ use super::{CONFIG_FILE, Files, INDEX_FILE, SOURCE_CONFIG_FILE, entries, index, 
 ///    all padding;
 /// 5. the files' SHA-256, and no other file of weights beside them.
 pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
-    let place = || output.display().to_string();
     let folder = output.join(FOLDER);
     let manifest = Manifest::read(&folder)?;
     let sites = manifest.sites(&folder)?;
+    // What cannot be read at all contradicts nothing.
+    for name in names(output)?.iter().filter(|n| n.ends_with(".safetensors")) {
+        TensorFile::open(output.join(name))?;
+    }
     // From here on whatever is wrong contradicts the manifest.
     let verdict = || -> Result<usize> {
         let (text, source) = object(&folder.join(SOURCE_CONFIG_FILE))?;
@@ -78,9 +82,7 @@ pub fn check(output: &Path, progress: Progress<'_>) -> Result<Checked> {
         }
         Ok(entries.len())
     };
-    let tensors = verdict()
-        .map_err(|e| if e.is_disagreement() || e.is_io() { e } else { Error::disagreement(e.to_string()) })
-        .at(place)?;
+    let tensors = verdict().map_err(|e| contradiction(e, output))?;
     Ok(Checked { manifest, sites, tensors })
 }
 
