@@ -25,6 +25,8 @@ struct Knot {
     at: f64,
     least: f64,
     most: f64,
+    /// is it a kink or in a band: does the target jump, or its slope?
+    sharp: bool,
 }
 
 impl Knot {
@@ -34,18 +36,24 @@ impl Knot {
         /// e^−48 is 1e−21.
         const CROSSED: [f64; 2] = [2.0, 96.0];
         let problem = model.problem;
-        let knots = problem.knots.iter().copied().filter(|k| *k > model.core.0 && *k < model.core.1);
         let bands = bands(problem);
-        let slopes = |k: f64| match bands.iter().find(|(a, b)| (*a..=*b).contains(&k)) {
-            Some((a, b)) => CROSSED.map(|c| (c / (b - a)).clamp(model.min_weight, model.max_weight)),
-            None => [(0.1 * model.max_weight).max(model.min_weight), model.max_weight],
+        let kinked = |k: f64| {
+            let h = 1e-5 * model.width();
+            let f = |z: f64| (problem.target)(z).0;
+            let jump = (f(k + 2.0 * h) - f(k + h) - f(k - h) + f(k - 2.0 * h)) / h;
+            jump.abs() > 1e-3 * model.slope
         };
-        knots
-            .map(|at| {
-                let [least, most] = slopes(at);
-                Knot { at, least, most }
-            })
-            .collect()
+        let knot = |at: f64| match bands.iter().find(|(a, b)| (*a..=*b).contains(&at)) {
+            Some((a, b)) => {
+                let [least, most] = CROSSED.map(|c| (c / (b - a)).clamp(model.min_weight, model.max_weight));
+                Knot { at, least, most, sharp: true }
+            }
+            None => {
+                let least = (0.1 * model.max_weight).max(model.min_weight);
+                Knot { at, least, most: model.max_weight, sharp: kinked(at) }
+            }
+        };
+        problem.knots.iter().copied().filter(|k| *k > model.core.0 && *k < model.core.1).map(knot).collect()
     }
 }
 
@@ -84,7 +92,8 @@ impl Effort {
     fn of(n: usize, passing: bool, mirrored: bool) -> Self {
         match n {
             _ if passing => Effort { extensions: 4, random: 6, pairs: 4, kept: 5, trades: 0, traders: 0 },
-            0..=4 => Effort { extensions: 6, random: 96, pairs: 80, kept: 30, trades: 4, traders: 5 },
+            0..=4 if mirrored => Effort { extensions: 6, random: 96, pairs: 80, kept: 30, trades: 4, traders: 5 },
+            0..=4 => Effort { extensions: 6, random: 256, pairs: 0, kept: 30, trades: 4, traders: 5 },
             5 => Effort { extensions: 6, random: 80, pairs: 64, kept: 30, trades: 3, traders: 4 },
             6..=8 if mirrored => Effort { extensions: 5, random: 8, pairs: 150, kept: 9, trades: 2, traders: 1 },
             6..=8 => Effort { extensions: 5, random: 120, pairs: 0, kept: 9, trades: 2, traders: 1 },
@@ -385,8 +394,9 @@ impl<'a> Search<'a> {
         let most = m.max_weight.min(64.0 / width).max(least);
         let geometric = |lo: f64, hi: f64, random: &mut Random| lo * (hi / lo).powf(random.unit());
         // Knots of one kind go together.
-        let steep = (!self.knots.is_empty() && random.unit() < 0.5).then(|| {
-            let knot = &self.knots[random.below(self.knots.len())];
+        let sharp: Vec<&Knot> = self.knots.iter().filter(|k| k.sharp).collect();
+        let steep = (!sharp.is_empty() && random.unit() < 0.5).then(|| {
+            let knot = sharp[random.below(sharp.len())];
             geometric(knot.least, knot.most, random)
         });
         let mut neuron = || {
@@ -399,7 +409,7 @@ impl<'a> Search<'a> {
                 None => geometric(least, most, random),
             };
             let knee = if local.is_some() {
-                self.knots[random.below(self.knots.len())].at + (random.unit() - 0.5) * 6.0 / w
+                sharp[random.below(sharp.len())].at + (random.unit() - 0.5) * 6.0 / w
             } else if random.unit() < 0.3 {
                 m.core.0 + width * (1.2 * random.unit() - 0.1)
             } else {
