@@ -249,8 +249,15 @@ impl<'a> Engine<'a> {
                 starts.extend(lines.knots(n).map(|p| starts::kinked(problem, &p)).filter(|s| s.w.len() == n));
             }
         }
-        let direct: Vec<Fit> = starts.iter().map(|s| assemble(problem, s)).collect();
-        candidates.extend(direct.into_iter().filter(|f| reaches(problem, source, f)));
+        let reached = |s: &Stack| Some(assemble(problem, s)).filter(|f| reaches(problem, source, f));
+        let mut direct: Vec<(Fit, &Stack)> =
+            starts.iter().filter_map(|s| Some((self.measured(reached(s)?), s))).collect();
+        direct.sort_by(|a, b| a.0.estimate.total_cmp(&b.0.estimate));
+        // The search may lose sight of a start that is good as it stands.
+        if let (Some((_, best)), true) = (direct.first(), wanted > 0.0) {
+            candidates.extend(reached(&self.search.polished(best)));
+        }
+        candidates.extend(direct.into_iter().map(|d| d.0));
         if self.polylines.is_none() || n <= SEARCHED_KINKS {
             let last = wanted == f64::INFINITY;
             first_look = self.search.grow(starts.clone(), !last);

@@ -451,6 +451,11 @@ impl<'a> Search<'a> {
         self.levels.get(n).and_then(|l| l.first()).map_or(f64::INFINITY, |l| l.1)
     }
 
+    /// The last digits of a stack that is good as it stands.
+    pub fn polished(&self, stack: &Stack) -> Stack {
+        polished(&self.model, stack, (&self.coarse, self.fine), 60).0
+    }
+
     /// The best stack of n neurons, polished on the fine samples, and its error there.
     pub fn finish(&mut self, n: usize) -> Option<(Stack, f64)> {
         let level = self.levels.get(n)?;
@@ -460,10 +465,7 @@ impl<'a> Search<'a> {
             let e = model.error(&stack, &self.fine.points, &mut Vec::new());
             return model.close(&mut stack).then_some((stack, e));
         }
-        let polish = |model: &Model, s: &Stack, steps: usize| {
-            let (mut s, _) = model.descend(s.clone(), &mut self.coarse.clone(), Some(self.fine), steps, 2e-6);
-            if model.close(&mut s) { model.polish(s, self.fine, 30) } else { (s, f64::INFINITY) }
-        };
+        let polish = |model: &Model, s: &Stack, steps: usize| polished(model, s, (&self.coarse, self.fine), steps);
         let mut done: Vec<_> = level.par_iter().take(3).map(|(s, _)| polish(model, s, 60)).collect();
         done.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut best = done.into_iter().next()?;
@@ -484,6 +486,12 @@ impl<'a> Search<'a> {
         level.truncate(ELITES);
         Some(best)
     }
+}
+
+/// The last digits of a stack, and its error on the fine samples.
+fn polished(model: &Model, stack: &Stack, (coarse, fine): (&Points, &Samples), steps: usize) -> (Stack, f64) {
+    let (mut stack, _) = model.descend(stack.clone(), &mut coarse.clone(), Some(fine), steps, 2e-6);
+    if model.close(&mut stack) { model.polish(stack, fine, 30) } else { (stack, f64::INFINITY) }
 }
 
 /// What n neurons are fitted on: some ten points for each extremum of the error.
