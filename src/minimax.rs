@@ -324,7 +324,7 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
     let excess = |z: f64| {
         let (lo, hi) = (problem.target)(z);
         let f = value(z);
-        if f.is_finite() { (f - hi).max(lo - f).max(0.0) } else { f64::INFINITY }
+        if f.is_finite() { (f - hi).max(lo - f) } else { f64::INFINITY }
     };
     let e: Vec<f64> = points
         .z
@@ -332,7 +332,7 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
         .zip(points.lo.iter().zip(&points.hi))
         .map(|(z, (lo, hi))| {
             let f = value(*z);
-            if f.is_finite() { (f - hi).max(lo - f).max(0.0) } else { f64::INFINITY }
+            if f.is_finite() { (f - hi).max(lo - f) } else { f64::INFINITY }
         })
         .collect();
     let mut worst = e.iter().copied().fold(0.0, f64::max);
@@ -340,7 +340,9 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
     let mut extrema: Vec<Extremum> = Vec::new();
     for i in 0..e.len() {
         let (l, r) = (i.saturating_sub(1), (i + 1).min(e.len() - 1));
-        if e[i] <= 0.95 * top || e[l] > e[i] || e[r] >= e[i] && r > i {
+        // Between samples it rises less than it does to the higher of them: a summit may hide between two that are in their band.
+        let highest = 2.0 * e[i] - e[l].min(e[r]);
+        if !(highest > 0.95 * top) || e[l] > e[i] || e[r] >= e[i] && r > i {
             continue;
         }
         let (mut a, mut b) = (points.z[l], points.z[r]);
@@ -352,6 +354,9 @@ fn measure(problem: &Problem, source: &Source, fine: &Samples, fit: &mut Fit) {
             if x > y { b = q } else { a = p }
         }
         worst = worst.max(summit);
+        if summit <= 0.95 * top {
+            continue;
+        }
         let sign = if value(points.z[i]) > points.hi[i] { 1.0 } else { -1.0 };
         extrema.push(Extremum { z: points.z[i], sign, error: summit });
     }

@@ -59,14 +59,18 @@ impl Model<'_> {
         let mut found: Vec<Extremum> = Vec::new();
         for i in 0..m {
             let (l, r) = (i.saturating_sub(1), (i + 1).min(m - 1));
-            if !(e[i] > 0.5 * top) || e[l] > e[i] || r > i && e[r] >= e[i] {
+            // A summit may hide between two samples that are in their band.
+            let highest = 2.0 * e[i] - e[l].min(e[r]);
+            if !(highest > 0.5 * top) || e[l] > e[i] || r > i && e[r] >= e[i] {
                 continue;
             }
             let mut at = (fine.z[i], e[i]);
             if l < i && i < r {
                 at = self.summit(stack, fine.z[l], at, fine.z[r]);
             }
-            found.push(Extremum { z: at.0, sign: self.off(stack, at.0).1, error: at.1 });
+            if at.1 > 0.5 * top {
+                found.push(Extremum { z: at.0, sign: self.off(stack, at.0).1, error: at.1 });
+            }
         }
         found
     }
