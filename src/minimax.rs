@@ -206,6 +206,8 @@ struct Engine<'a> {
     problem: &'a Problem<'a>,
     samples: &'a Sampled,
     polylines: Option<Polylines<'a>>,
+    /// gates at the target's knots, of all numbers of neurons
+    gates: Vec<Stack>,
     search: Search<'a>,
 }
 
@@ -213,7 +215,9 @@ impl<'a> Engine<'a> {
     fn new(problem: &'a Problem<'a>, samples: &'a Sampled) -> Option<Self> {
         let polylines = samples.tube.as_ref().and_then(|s| Polylines::new(problem, s, &samples.fine));
         let search = Search::new(problem, &samples.source, &samples.fine)?;
-        Some(Engine { problem, samples, polylines, search })
+        let mut gates = starts::steep(problem, &samples.source);
+        gates.extend(starts::cleared(problem, &samples.source));
+        Some(Engine { problem, samples, polylines, gates, search })
     }
 
     /// No neurons at all.
@@ -237,13 +241,11 @@ impl<'a> Engine<'a> {
         const PROMISING: f64 = 30.0;
         let (problem, source) = (self.problem, &self.samples.source);
         let mut candidates = Vec::new();
-        let mut starts = starts::steep(problem, source);
-        starts.extend(starts::cleared(problem, source));
-        starts.retain(|s| s.w.len() == n);
+        let mut starts: Vec<Stack> = self.gates.iter().filter(|s| s.w.len() == n).cloned().collect();
         let mut first_look = f64::INFINITY;
         if let Some(lines) = &self.polylines {
             if wanted > 0.0 {
-                candidates.extend(lines.fits(n));
+                candidates.extend(lines.fits(n).into_iter().map(|f| self.measured(f)));
             }
             if n <= SEARCHED_KINKS {
                 starts.extend(lines.knots(n).map(|p| starts::kinked(problem, &p)).filter(|s| s.w.len() == n));
@@ -255,7 +257,7 @@ impl<'a> Engine<'a> {
         direct.sort_by(|a, b| a.0.estimate.total_cmp(&b.0.estimate));
         // The search may lose sight of a start that is good as it stands.
         if let (Some((_, best)), true) = (direct.first(), wanted > 0.0) {
-            candidates.extend(reached(&self.search.polished(best)));
+            candidates.extend(reached(&self.search.polished(best)).map(|f| self.measured(f)));
         }
         candidates.extend(direct.into_iter().map(|d| d.0));
         if self.polylines.is_none() || n <= SEARCHED_KINKS {
@@ -265,14 +267,13 @@ impl<'a> Engine<'a> {
                 first_look = self.search.deepen(starts);
             }
             if first_look <= PROMISING * wanted {
-                candidates.extend(self.search.finish(n).map(|(stack, _)| assemble(problem, &stack)));
+                candidates.extend(self.search.finish(n).map(|(stack, _)| self.measured(assemble(problem, &stack))));
             }
         }
         if candidates.is_empty() && first_look > PROMISING * wanted {
             return None;
         }
-        let candidates = candidates.into_iter().map(|f| self.measured(f)).filter(|f| f.estimate.is_finite());
-        candidates.min_by(|a, b| a.estimate.total_cmp(&b.estimate))
+        candidates.into_iter().filter(|f| f.estimate.is_finite()).min_by(|a, b| a.estimate.total_cmp(&b.estimate))
     }
 
     /// What the search had on its way past n neurons, polished now where it promises more than the best.

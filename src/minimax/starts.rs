@@ -101,44 +101,49 @@ pub(super) fn cleared(problem: &Problem, source: &Source) -> Vec<Stack> {
     let narrowest = bands.iter().map(|(a, b)| b - a).fold(f64::INFINITY, f64::min);
     let mut slopes: Vec<f64> = CROSSED.map(|c| (c / narrowest).min(problem.max_weight.abs())).to_vec();
     slopes.dedup();
-    let mut starts = Vec::new();
-    for &w in &slopes {
-        for margin in MARGINS {
-            for [foot, head] in [[true, false], [false, true], [true, true]] {
-                let mut s = Stack::default();
-                for &(a, b) in &bands {
-                    // The lines that the target follows on both sides.
-                    let line = |z: f64, out: f64| {
-                        let (near, far) = ((problem.target)(z + 1e-3 * out).0, (problem.target)(z + 0.1 * out).0);
-                        let slope = (far - near) / (0.099 * out);
-                        (slope, near - slope * (z + 1e-3 * out))
-                    };
-                    let (left, right) = (line(a, a - b), line(b, b - a));
-                    let (from, to) = (a + margin * (b - a), b - margin * (b - a));
-                    let rise = (right.0 * to + right.1 - left.0 * from - left.1) / (to - from);
-                    for (jump, t, paired, side) in [(rise - left.0, from, foot, -1.0), (right.0 - rise, to, head, 1.0)]
-                    {
-                        let p = jump / kappa;
-                        if paired {
-                            // p is out·w
-                            s.push(w, side * dip - w * t, p / (1.0 - RATIO), 0.0);
-                            s.push(RATIO * w, side * dip - RATIO * w * t, -RATIO * p / (1.0 - RATIO), 0.0);
-                        } else {
-                            s.push(w, -w * t, p, 0.0);
-                        }
-                    }
-                }
-                let first = problem.domain.0.max(bands[0].0 - 1.0);
-                if problem.constant {
-                    s.constant = (problem.target)(first).0;
-                }
-                if s.p.iter().all(|p| p.is_finite() && p.abs() <= problem.max_out) {
-                    starts.push(s);
+    let ramps = |w: f64, margin: f64, paired: [bool; 2]| {
+        let mut s = Stack::default();
+        if problem.constant {
+            s.constant = (problem.target)(problem.domain.0.max(bands[0].0 - 1.0)).0;
+        }
+        for &(a, b) in &bands {
+            let kinks = ramp(problem, (a, b), margin * (b - a));
+            for (((jump, t), paired), side) in kinks.into_iter().zip(paired).zip([-1.0, 1.0]) {
+                // p is out·w
+                let p = jump / kappa;
+                if paired {
+                    s.push(w, side * dip - w * t, p / (1.0 - RATIO), 0.0);
+                    s.push(RATIO * w, side * dip - RATIO * w * t, -RATIO * p / (1.0 - RATIO), 0.0);
+                } else {
+                    s.push(w, -w * t, p, 0.0);
                 }
             }
         }
+        s
+    };
+    let mut starts = Vec::new();
+    for &w in &slopes {
+        for margin in MARGINS {
+            let ends = [[true, false], [false, true], [true, true]];
+            starts.extend(ends.map(|paired| ramps(w, margin, paired)));
+        }
     }
+    starts.retain(|s| s.p.iter().all(|p| p.is_finite() && p.abs() <= problem.max_out));
     starts
+}
+
+/// The kinks (jump of the slope, place) of a ramp across the band (a, b), `margin` away from its ends, between the lines that
+/// the target follows on both sides.
+fn ramp(problem: &Problem, (a, b): (f64, f64), margin: f64) -> [(f64, f64); 2] {
+    let line = |z: f64, out: f64| {
+        let (near, far) = ((problem.target)(z + 1e-3 * out).0, (problem.target)(z + 0.1 * out).0);
+        let slope = (far - near) / (0.099 * out);
+        (slope, near - slope * (z + 1e-3 * out))
+    };
+    let (left, right) = (line(a, a - b), line(b, b - a));
+    let (from, to) = (a + margin, b - margin);
+    let rise = (right.0 * to + right.1 - left.0 * from - left.1) / (to - from);
+    [(rise - left.0, from), (right.0 - rise, to)]
 }
 
 /// The kinks of a polyline as unit-weight neurons facing right.
